@@ -1,0 +1,836 @@
+// SPDX-License-Identifier: MIT
+/**
+ * What server.ts promises, each promise tried over real sockets: the SDK's own client (or a bare
+ * socket for what no client would send), the real server, and a stand-in firewall on loopback.
+ */
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { EventEmitter, once } from 'node:events';
+import { cp, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
+import http from 'node:http';
+import https from 'node:https';
+import net, { type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { type TestContext, test } from 'node:test';
+import { Client } from '@modelcontextprotocol/sdk/client/index.js';
+import { SSEClientTransport } from '@modelcontextprotocol/sdk/client/sse.js';
+import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js';
+import { SSEServerTransport } from '@modelcontextprotocol/sdk/server/sse.js';
+import type { CallToolResult } from '@modelcontextprotocol/sdk/types.js';
+import { createMcpHttpServer, readSettings, type Session, type SessionHooks } from './server.ts';
+
+// ---- Helpers ---------------------------------------------------------------------------------
+
+const API_KEY = 'LUFRPT1-secret-key==';
+const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
+
+/** Starts the server on a free port; `events` emits 'start' and 'end' with the session. */
+async function startServer(t: TestContext, env: Record<string, string> = {}, hooks?: SessionHooks) {
+  const events = new EventEmitter();
+  const recordingHooks: SessionHooks = {
+    onSessionStart: (session) => void events.emit('start', session),
+    onSessionEnd: (session) => void events.emit('end', session),
+  };
+  const settings = readSettings(env);
+  const server = createMcpHttpServer({ settings, hooks: hooks ?? recordingHooks });
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  t.after(async () => {
+    server.close().closeAllConnections();
+    await once(server, 'close');
+  });
+  const { port } = server.address() as AddressInfo;
+  return { server, port, url: `http://127.0.0.1:${port}`, events };
+}
+
+/** Connects the SDK's own client. */
+async function connectClient(t: TestContext, url: string) {
+  const client = new Client({ name: 'test', version: '1.0.0' });
+  await client.connect(new SSEClientTransport(new URL('/sse', url)));
+  t.after(() => client.close());
+  return client;
+}
+
+/** Calls the tool; `text` is the first text of its result. */
+async function callTool(client: Client, args = {}, signal?: AbortSignal) {
+  const params = { name: 'show_system_info', arguments: args };
+  const result = (await client.callTool(params, undefined, { signal })) as CallToolResult;
+  const [first] = result.content;
+  return { ...result, text: first?.type === 'text' ? first.text : '' };
+}
+
+/** Opens a stream with fetch; `next()` reads the next event or comment from it. */
+async function openStream(t: TestContext, url: string, headers = {}) {
+  const aborter = new AbortController();
+  t.after(() => aborter.abort());
+  const response = await fetch(`${url}/sse`, { headers, signal: aborter.signal });
+  const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+  let text = '';
+  async function next() {
+    while (!text.includes('\n\n')) {
+      const { value, done } = await reader.read();
+      if (done) return undefined;
+      text += value;
+    }
+    const [event = ''] = text.split('\n\n');
+    text = text.slice(event.length + 2);
+    return event;
+  }
+  const endpoint = (await next())!.replace('event: endpoint\ndata: ', '');
+  const post = (body: unknown, init: RequestInit = {}) =>
+    fetch(new URL(endpoint, url), {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: typeof body === 'string' ? body : JSON.stringify(body),
+      ...init,
+    });
+  return { response, endpoint, next, post, close: () => aborter.abort() };
+}
+
+const ping = (id: number) => ({ jsonrpc: '2.0', id, method: 'ping' });
+
+/** Sends bytes as they are, and returns all that comes back until the server ends the connection. */
+async function sendRaw(port: number, request: string) {
+  const socket = net.connect(port, '127.0.0.1').setEncoding('latin1');
+  socket.write(request, 'latin1');
+  let answer = '';
+  for await (const chunk of socket) answer += chunk;
+  return answer;
+}
+
+/** A stand-in firewall that answers with `reply`; `requests` are those that it got. */
+async function startFirewall(t: TestContext, reply: string | http.RequestListener, status = 200) {
+  const requests: { req: http.IncomingMessage; body: string }[] = [];
+  const events = new EventEmitter();
+  const firewall = http.createServer(async (req, res) => {
+    let body = '';
+    for await (const chunk of req) body += chunk;
+    requests.push({ req, body });
+    events.emit('request', req, res);
+    if (typeof reply === 'string') res.writeHead(status).end(reply);
+    else reply(req, res);
+  });
+  await once(firewall.listen(0, '127.0.0.1'), 'listening');
+  t.after(() => void firewall.close().closeAllConnections());
+  const origin = `http://127.0.0.1:${(firewall.address() as AddressInfo).port}`;
+  const env = { PANOS_HOSTNAME: origin, PANOS_API_KEY: API_KEY };
+  return { firewall, requests, events, env };
+}
+
+/** The text of the tool's error when the firewall answers so. */
+async function toolError(t: TestContext, reply: string | http.RequestListener, status = 200) {
+  const { env } = await startFirewall(t, reply, status);
+  const client = await connectClient(t, (await startServer(t, env)).url);
+  const { isError, text } = await callTool(client);
+  assert.equal(isError, true, text);
+  assert.match(text, /^Asking 127\.0\.0\.1:\d+ failed \(.+\): .+\.$/s);
+  assert.ok(!text.includes(API_KEY), text);
+  return text;
+}
+
+const systemInfo = (fields: string) =>
+  `<response status="success"><result><system>${fields}</system></result></response>`;
+
+/** Runs server.ts as `npm start` does; `lines` are those that it prints. */
+function runServer(t: TestContext, env: Record<string, string>, folder = import.meta.dirname) {
+  const child = spawn(process.execPath, ['--import', 'tsx', 'server.ts'], {
+    cwd: folder,
+    env: { PATH: process.env.PATH, ...env },
+  });
+  t.after(() => child.kill('SIGKILL'));
+  const lines: string[] = [];
+  const output = new EventEmitter();
+  for (const stream of [child.stdout, child.stderr]) {
+    createInterface(stream).on('line', (line) => {
+      lines.push(line);
+      output.emit('line');
+    });
+  }
+  async function line(pattern: RegExp) {
+    for (;;) {
+      const found = lines.find((line) => pattern.test(line));
+      if (found) return found;
+      await once(output, 'line');
+    }
+  }
+  const exit = once(child, 'close').then(([code]) => code as number | null);
+  return { child, lines, line, exit };
+}
+
+// ---- Starting, settings and stopping ---------------------------------------------------------
+
+for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+  test(`npm start serves the sample, and ${signal} ends it with a stream open`, async (t) => {
+    const { child, lines, line, exit } = runServer(t, { PORT: '0' });
+    const url = /GET (http:\/\/127\.0\.0\.1:\d+)\/sse, POST \1\/messages$/.exec(await line(/GET/))![1]!;
+    assert.match(await line(/^Firewall/), /sample data/);
+    assert.equal(await line(/^Try/), `Try: curl -N ${url}/sse`);
+
+    const client = await connectClient(t, url);
+    assert.deepEqual((await client.listTools()).tools.map(({ name }) => name), ['show_system_info']);
+    assert.equal((await callTool(client)).structuredContent?.hostname, 'sample-firewall');
+
+    const stopped = performance.now();
+    child.kill(signal);
+    assert.equal(await exit, 0);
+    assert.ok(performance.now() - stopped < 1000);
+    const sessions = lines.filter((line) => line.startsWith('Session'));
+    assert.match(sessions[0]!, /^Session [0-9a-f]{8} started from 127\.0\.0\.1$/);
+    assert.match(sessions[1]!, /^Session [0-9a-f]{8} ended after \d+ ms$/);
+    assert.equal(sessions.length, 2);
+  });
+}
+
+test('a start that cannot be ends with one line and exit code 1', async (t) => {
+  const { port } = await startServer(t);
+  const inUse = runServer(t, { PORT: String(port) });
+  const wrong = runServer(t, { PORT: '0', PANOS_HOSTNAME: 'fw.example.com' });
+  assert.deepEqual([await inUse.exit, await wrong.exit], [1, 1]);
+  assert.deepEqual([inUse.lines.length, wrong.lines.length], [1, 1]);
+  assert.match(inUse.lines[0]!, new RegExp(`^Cannot start: .*address already in use.*:${port}$`));
+  assert.match(wrong.lines[0]!, /^Cannot start: .*PANOS_API_KEY/);
+});
+
+test('the settings have their defaults, also where a variable is empty', () => {
+  const defaults = {
+    HOST: '127.0.0.1',
+    PORT: 3000,
+    SSE_PATH: '/sse',
+    MESSAGES_PATH: '/messages',
+    ALLOWED_HOSTS: [],
+    PANOS_SKIP_VERIFY_CERTIFICATE: false,
+  };
+  assert.deepEqual(readSettings({}), defaults);
+  assert.deepEqual(readSettings({ PORT: '', HOST: '', MCP_TOKEN: '', ALLOWED_HOSTS: '' }), defaults);
+});
+
+test('a wrong setting is named, and its value kept out of the message', () => {
+  const wrong: [Record<string, string>, RegExp][] = [
+    [{ PORT: 'http' }, /^PORT must be 0 to 65535$/],
+    [{ PORT: '65536' }, /^PORT must be/],
+    [{ PORT: '-1' }, /^PORT must be/],
+    [{ PORT: '80.5' }, /^PORT must be/],
+    [{ SSE_PATH: 'sse' }, /^SSE_PATH must be a path/],
+    [{ MESSAGES_PATH: '//evil.example' }, /^MESSAGES_PATH must be a path/],
+    [{ MESSAGES_PATH: '/messages?x=1' }, /^MESSAGES_PATH must be a path/],
+    [{ ALLOWED_HOSTS: 'a.example, http://b.example' }, /^ALLOWED_HOSTS must be host names/],
+    [{ PANOS_HOSTNAME: 'fw.example.com' }, /PANOS_API_KEY/],
+    [{ PANOS_API_KEY: API_KEY }, /PANOS_HOSTNAME/],
+    [{ PANOS_HOSTNAME: 'fw/api', PANOS_API_KEY: API_KEY }, /^PANOS_HOSTNAME must be/],
+    [{ PANOS_HOSTNAME: 'https://me:pw@fw', PANOS_API_KEY: API_KEY }, /^PANOS_HOSTNAME must be/],
+    [{ PANOS_HOSTNAME: 'fw:99999', PANOS_API_KEY: API_KEY }, /^PANOS_HOSTNAME must be/],
+    [{ PANOS_HOSTNAME: 'fw', PANOS_API_KEY: `${API_KEY}\n` }, /^PANOS_API_KEY must be/],
+    [{ PANOS_SKIP_VERIFY_CERTIFICATE: 'maybe' }, /^PANOS_SKIP_VERIFY_CERTIFICATE must be/],
+    [{ HOST: '0.0.0.0' }, /HOST .*MCP_TOKEN/],
+    [{ HOST: '::' }, /HOST .*MCP_TOKEN/],
+    [{ HOST: 'mcp.example.com' }, /HOST .*MCP_TOKEN/],
+  ];
+  for (const [env, message] of wrong) {
+    assert.throws(() => readSettings(env), (error: Error) => {
+      assert.match(error.message, message);
+      assert.doesNotMatch(error.message, /\n|pw@|secret/);
+      return true;
+    });
+  }
+});
+
+test('a right setting is taken', () => {
+  for (const HOST of ['localhost', '127.0.0.2', '::1']) assert.equal(readSettings({ HOST }).HOST, HOST);
+  assert.equal(readSettings({ HOST: '0.0.0.0', MCP_TOKEN: 't' }).HOST, '0.0.0.0');
+  assert.deepEqual(readSettings({ ALLOWED_HOSTS: 'A.example:80, [fd00::1]' }).ALLOWED_HOSTS, [
+    'a.example',
+    '[fd00::1]',
+  ]);
+  const origins = { fw: 'https://fw', 'fw:8443': 'https://fw:8443', 'http://[::1]:8': 'http://[::1]:8' };
+  for (const [PANOS_HOSTNAME, origin] of Object.entries(origins)) {
+    assert.equal(readSettings({ PANOS_HOSTNAME, PANOS_API_KEY: API_KEY }).PANOS_HOSTNAME, origin);
+  }
+});
+
+test('a .env file beside server.ts is read, and the environment goes before it', async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), 'server-'));
+  t.after(() => rm(folder, { recursive: true }));
+  for (const file of ['server.ts', 'package.json']) await cp(join(import.meta.dirname, file), join(folder, file));
+  await symlink(join(import.meta.dirname, 'node_modules'), join(folder, 'node_modules'));
+  const env = `PORT=0\nSSE_PATH=/from/file\nMESSAGES_PATH=/ignored\nMCP_TOKEN=t0ken\n` +
+    `PANOS_HOSTNAME=fw.example.com\nPANOS_API_KEY=${API_KEY}\nPANOS_SKIP_VERIFY_CERTIFICATE=true\n`;
+  await writeFile(join(folder, '.env'), env);
+  const { lines, line } = runServer(t, { MESSAGES_PATH: '/from/env' }, folder);
+  await line(/^Try: curl -N -H "Authorization: Bearer \$MCP_TOKEN" http:.*\/from\/file$/);
+  await line(/POST http:.*\/from\/env$/);
+  await line(/^Firewall: https:\/\/fw\.example\.com$/);
+  await line(/^Warning: certificates are not checked/);
+  assert.doesNotMatch(lines.join('\n'), /t0ken|secret/);
+});
+
+// ---- Sessions --------------------------------------------------------------------------------
+
+test('GET opens a stream whose first event is the path to post to, with the id the SDK made', async (t) => {
+  const { url } = await startServer(t, { MESSAGES_PATH: '/prefix/messages' });
+  const { response, endpoint } = await openStream(t, url);
+  assert.equal(response.status, 200);
+  assert.equal(response.headers.get('content-type'), 'text/event-stream');
+  assert.equal(response.headers.get('x-accel-buffering'), 'no');
+  const [path, sessionId] = endpoint.split('?sessionId=');
+  assert.equal(path, '/prefix/messages');
+  assert.match(sessionId!, UUID);
+});
+
+test('POST answers 202, and the reply comes on the stream', async (t) => {
+  const { url } = await startServer(t);
+  const { post, next } = await openStream(t, url);
+  assert.equal((await post(ping(7))).status, 202);
+  assert.equal(await next(), 'event: message\ndata: {"result":{},"jsonrpc":"2.0","id":7}');
+});
+
+test('a trailing slash changes nothing on either path', async (t) => {
+  const { url } = await startServer(t);
+  const { endpoint, next } = await openStream(t, url);
+  const withSlash = await fetch(`${url}/sse/`);
+  assert.equal(withSlash.headers.get('content-type'), 'text/event-stream');
+  await withSlash.body!.cancel();
+  const response = await fetch(url + endpoint.replace('?', '/?'), {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify(ping(1)),
+  });
+  assert.equal(response.status, 202);
+  assert.match((await next())!, /"id":1/);
+});
+
+test('a call needs no initialize and no Accept, and unknown mcp headers do no harm', async (t) => {
+  const { url } = await startServer(t);
+  const { post, next } = await openStream(t, url, { accept: 'text/html' });
+  const call = { jsonrpc: '2.0', id: 1, method: 'tools/call', params: { name: 'show_system_info' } };
+  const headers = { 'content-type': 'application/json', accept: 'image/png', 'mcp-session-id': 'x', 'mcp-protocol-version': '1900-01-01' };
+  assert.equal((await post(call, { headers })).status, 202);
+  assert.match((await next())!, /sample-firewall/);
+});
+
+test('each session has a server of its own, and all share one JSON Schema validator', async (t) => {
+  const connect = t.mock.method(McpServer.prototype, 'connect');
+  const { url } = await startServer(t);
+  const [one, two] = await Promise.all([openStream(t, url), openStream(t, url)]);
+  const [first, second] = connect.mock.calls.map((call) => (call.this as McpServer).server);
+  assert.notEqual(first, second);
+  assert.ok(Reflect.get(first!, '_jsonSchemaValidator'));
+  assert.equal(Reflect.get(first!, '_jsonSchemaValidator'), Reflect.get(second!, '_jsonSchemaValidator'));
+  await Promise.all([one.post(ping(5)), two.post({ ...ping(5), method: 'tools/list' })]);
+  assert.match((await one.next())!, /"result":\{\}/);
+  assert.match((await two.next())!, /show_system_info/);
+});
+
+test('the hooks get the start once the stream is open, and the end once the client is gone', async (t) => {
+  const { url, events } = await startServer(t);
+  const started = once(events, 'start');
+  const { endpoint, close } = await openStream(t, url);
+  const [session] = (await started) as [Session];
+  assert.ok(endpoint.endsWith(session.id));
+  assert.equal(session.address, '127.0.0.1');
+  assert.ok(Math.abs(Date.now() - session.startedAt.getTime()) < 5000);
+  const ended = once(events, 'end');
+  close();
+  assert.equal((await ended)[0], session);
+});
+
+test('a session that this side closes ends once too, and is not found any more', async (t) => {
+  const start = t.mock.method(SSEServerTransport.prototype, 'start');
+  const { url, events } = await startServer(t);
+  const ends = t.mock.fn();
+  events.on('end', ends);
+  const { post, next } = await openStream(t, url);
+  const transport = start.mock.calls[0]!.this as SSEServerTransport;
+  await transport.close(); // calls onclose itself, and the end of the response calls it again
+  assert.equal(await next(), undefined);
+  assert.equal((await post(ping(1))).status, 404);
+  assert.equal(ends.mock.callCount(), 1);
+});
+
+test('a hook that throws or rejects is logged and harms no session', async (t) => {
+  const error = t.mock.method(console, 'error', () => {});
+  const ended = new EventEmitter();
+  const { url } = await startServer(t, {}, {
+    onSessionStart: () => {
+      throw new Error('hook broke');
+    },
+    onSessionEnd: async () => {
+      ended.emit('end');
+      throw new Error('hook rejected');
+    },
+  });
+  const { post, next, close } = await openStream(t, url);
+  await post(ping(1));
+  assert.match((await next())!, /"id":1/);
+  const end = once(ended, 'end');
+  close();
+  await end;
+  await openStream(t, url);
+  const logged = error.mock.calls.map(({ arguments: [what, why] }) => `${what} ${why}`);
+  assert.ok(logged.includes('onSessionStart failed: Error: hook broke'), logged.join());
+  assert.ok(logged.includes('onSessionEnd failed: Error: hook rejected'), logged.join());
+});
+
+test('a stream that cannot be opened is answered with 500 and leaves no session behind', async (t) => {
+  t.mock.method(console, 'error', () => {});
+  const { url, events } = await startServer(t);
+  const fail = t.mock.method(McpServer.prototype, 'connect', async () => {
+    throw new Error('connect broke');
+  });
+  events.on('start', () => assert.fail('no start')).on('end', () => assert.fail('no end'));
+  assert.equal((await fetch(`${url}/sse`)).status, 500);
+  fail.mock.restore();
+});
+
+test('a client that is gone before its stream starts is never a session', async (t) => {
+  const { server, port, events } = await startServer(t);
+  const seen: string[] = [];
+  events.on('start', () => seen.push('start')).on('end', () => seen.push('end'));
+  server.prependOnceListener('request', (req) => req.socket.destroy());
+  assert.equal(await sendRaw(port, 'GET /sse HTTP/1.1\r\nHost: localhost\r\n\r\n'), '');
+  assert.deepEqual(seen, []);
+  // A GET behind another one on the same connection can't start before that one's stream is over.
+  const both = net.connect(port, '127.0.0.1');
+  both.write('GET /sse HTTP/1.1\r\nHost: localhost\r\n\r\n'.repeat(2));
+  await once(both, 'data');
+  const ended = once(events, 'end');
+  both.destroy();
+  await ended;
+  assert.deepEqual(seen, ['start', 'end']);
+});
+
+test('a comment goes out on each stream every 15 s', async (t) => {
+  t.mock.timers.enable({ apis: ['setInterval'] });
+  const { url, events } = await startServer(t);
+  for (const { next, close } of [await openStream(t, url), await openStream(t, url)]) {
+    for (const _ of [1, 2]) {
+      t.mock.timers.tick(15_000);
+      assert.equal(await next(), ': keep-alive');
+    }
+    const ended = once(events, 'end');
+    close();
+    await ended;
+  }
+});
+
+test('a reader that has let more than 1 MiB pile up is cut off at the next tick', async (t) => {
+  t.mock.timers.enable({ apis: ['setInterval'] });
+  const { port, url, events } = await startServer(t);
+  const reader = net.connect(port, '127.0.0.1').setEncoding('utf8');
+  reader.write('GET /sse HTTP/1.1\r\nHost: localhost\r\n\r\n');
+  const [session] = (await once(events, 'start')) as [Session];
+  reader.pause(); // never reads: the kernel takes some megabytes, the rest stays with the server
+  const call = { jsonrpc: '2.0', id: 1, method: 'tools/call', params: { name: 'x'.repeat(3_000_000) } };
+  for (let i = 0; i < 8; i++) {
+    await fetch(`${url}/messages?sessionId=${session.id}`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify(call),
+    });
+  }
+  const ended = once(events, 'end');
+  t.mock.timers.tick(15_000);
+  assert.equal((await ended)[0], session);
+  reader.destroy();
+});
+
+// ---- Requests --------------------------------------------------------------------------------
+
+test('a POST without a session is told what to do', async (t) => {
+  const { url } = await startServer(t);
+  const missing = await fetch(`${url}/messages`, { method: 'POST' });
+  assert.equal(missing.status, 400);
+  assert.match(await missing.text(), /^Missing sessionId parameter/);
+  const { endpoint, post, close } = await openStream(t, url);
+  close();
+  for (const sessionId of ['nothing', '__proto__', endpoint.split('=')[1]]) {
+    let response = await fetch(`${url}/messages?sessionId=${sessionId}`, { method: 'POST' });
+    while (response.status !== 404) response = await post(ping(1)); // the end may still be on its way
+    const text = await response.text();
+    assert.match(text, /^Session not found: reconnect to \/sse/);
+    assert.ok(!text.includes(sessionId!));
+  }
+});
+
+test('a bad body gets 400, and the session goes on', async (t) => {
+  const { url } = await startServer(t);
+  const { post, next } = await openStream(t, url);
+  const json = { 'content-type': 'application/json' };
+  const bad: [string, Record<string, string>][] = [
+    ['{', json],
+    ['', json],
+    ['{"jsonrpc":"1.0"}', json],
+    ['[]', json],
+    [JSON.stringify(ping(1)), { 'content-type': 'text/plain' }],
+    [JSON.stringify(ping(1)), { 'content-type': 'application/json; charset=nonsense' }],
+    [`"${'x'.repeat(4 * 1024 * 1024)}"`, json],
+  ];
+  for (const [body, headers] of bad) {
+    assert.equal((await post(body, { headers })).status, 400, body.slice(0, 20));
+  }
+  await post(ping(2));
+  assert.match((await next())!, /"id":2/);
+});
+
+test('another method gets 405 with the one that is allowed', async (t) => {
+  const { url } = await startServer(t);
+  for (const [path, allowed] of [['/sse', 'GET'], ['/messages', 'POST'], ['/sse/', 'GET']]) {
+    for (const method of ['GET', 'POST', 'PUT', 'DELETE', 'OPTIONS', 'HEAD']) {
+      if (method === allowed) continue;
+      const response = await fetch(url + path, { method });
+      assert.equal(response.status, 405, `${method} ${path}`);
+      assert.equal(response.headers.get('allow'), allowed);
+    }
+  }
+});
+
+test('any other path gets 404 that names the two paths', async (t) => {
+  const { url, port } = await startServer(t, { SSE_PATH: '/a/sse', MESSAGES_PATH: '/b/messages' });
+  for (const path of ['/', '/sse', '/a/sse//', '/.well-known/oauth-authorization-server']) {
+    const response = await fetch(url + path);
+    assert.equal(response.status, 404, path);
+    assert.match(await response.text(), /GET \/a\/sse .*POST \/b\/messages/);
+  }
+  for (const target of ['//', '//a/sse', '///', 'http://localhost/x', '*', '/%', '/?', '/\\']) {
+    const answer = await sendRaw(port, `GET ${target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n`);
+    assert.match(answer, /^HTTP\/1\.1 404 /, target);
+    assert.match(answer, /\/a\/sse/);
+  }
+});
+
+test('a Host or Origin that is not allowed gets 403 on every path and method', async (t) => {
+  const { port } = await startServer(t, { ALLOWED_HOSTS: 'mcp.example.com', MCP_TOKEN: 't0ken' });
+  const status = async (method: string, path: string, headers: string) => {
+    const answer = await sendRaw(port, `${method} ${path} HTTP/1.1\r\n${headers}Connection: close\r\n\r\n`);
+    return Number(answer.split(' ')[1]);
+  };
+  const bad = [
+    'evil.example', 'localhost.evil.example', '127.evil.example', 'example.com', '[', '[::1', ']', '',
+    '127.0.0.1:99999', '127.0.0.1:3000/../', 'localhost/', 'me@localhost', 'localhost?', 'localhost#',
+    'http://localhost', 'local host', 'localhost:x', '::1', '%6cocalhost', 'mcp.example.com.',
+  ];
+  for (const host of bad) {
+    assert.equal(await status('GET', '/sse', `Host: ${host}\r\n`), 403, `GET ${host}`);
+    assert.equal(await status('POST', '/messages', `Host: ${host}\r\n`), 403, `POST ${host}`);
+    if (!host) continue;
+    const origin = `Host: localhost\r\nOrigin: http://${host}\r\n`;
+    assert.equal(await status('POST', '/messages', origin), 403, `Origin ${host}`);
+  }
+  for (const origin of ['null', 'https://evil.example', 'app://x', 'http://localhost/']) {
+    assert.equal(await status('PUT', '/x', `Host: localhost\r\nOrigin: ${origin}\r\n`), 403, origin);
+  }
+  const good = ['localhost', 'LOCALHOST:1', '127.0.0.1:3000', '127.0.0.9', '[::1]:80', 'mcp.example.com:443'];
+  for (const host of good) {
+    const headers = `Host: ${host}\r\nOrigin: https://${host}\r\n`;
+    assert.equal(await status('GET', '/sse', headers), 401, host); // the next check, not this one
+  }
+});
+
+test('with MCP_TOKEN set, each request must bring it', async (t) => {
+  const { url } = await startServer(t, { MCP_TOKEN: 't0ken' });
+  for (const authorization of ['', 'Bearer', 'Bearer wrong', 'Bearer t0ken2', 't0ken', 'Basic t0ken']) {
+    for (const [method, path] of [['GET', '/sse'], ['POST', '/messages?sessionId=x']] as const) {
+      const response = await fetch(url + path, { method, headers: { authorization } });
+      assert.equal(response.status, 401, authorization);
+      assert.equal(response.headers.get('www-authenticate'), 'Bearer');
+      assert.doesNotMatch(await response.text(), /t0ken/);
+    }
+  }
+  const { post } = await openStream(t, url, { authorization: 'bearer t0ken' });
+  const headers = { 'content-type': 'application/json', authorization: 'Bearer t0ken' };
+  assert.equal((await post(ping(1), { headers })).status, 202);
+});
+
+test('a request that stalls gets 408, and an open stream is left alone', async (t) => {
+  const { server, port, url } = await startServer(t);
+  assert.ok(server.requestTimeout <= 39_000 && server.headersTimeout <= 39_000);
+  const { post, next } = await openStream(t, url);
+  server.requestTimeout = server.headersTimeout = 100;
+  const head = 'POST /messages?sessionId=x HTTP/1.1\r\nHost: localhost\r\n';
+  const body = (await openStream(t, url)).endpoint;
+  const answers = await Promise.all([
+    sendRaw(port, head),
+    sendRaw(port, `POST ${body} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{`),
+  ]);
+  for (const answer of answers) assert.match(answer, /^HTTP\/1\.1 408 /);
+  await post(ping(3));
+  assert.match((await next())!, /"id":3/);
+});
+
+test('requests that are no HTTP or nearly none leave the server serving', async (t) => {
+  const { server, port, url } = await startServer(t);
+  const { endpoint, post, next } = await openStream(t, url);
+  server.requestTimeout = server.headersTimeout = 100;
+  const close = 'Connection: close\r\n\r\n';
+  const bad = [
+    '\r\n\r\n', 'nonsense\r\n\r\n', 'GET\r\n\r\n', `GET /sse HTTP/9.9\r\n${close}`, `GET /sse HTTP/1.1\r\n${close}`,
+    `GET /sse HTTP/1.0\r\n${close}`, `POST ${endpoint} HTTP/1.1\r\nHost: [\r\n${close}`,
+    `POST ${endpoint} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5, 6\r\n${close}`,
+    `POST ${endpoint} HTTP/1.1\r\nHost: localhost\r\nExpect: nothing\r\n${close}`,
+    `GET /sse?${'x'.repeat(20_000)} HTTP/1.1\r\nHost: localhost\r\n${close}`,
+    `POST /messages?sessionId=%ff%00&sessionId=x HTTP/1.1\r\nHost: localhost\r\n${close}`,
+    'CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n',
+  ];
+  for (const request of bad) {
+    const answer = await sendRaw(port, request);
+    assert.match(answer, /^(HTTP\/1\.1 4\d\d |$)/, request.slice(0, 60));
+  }
+  await post(ping(4));
+  assert.match((await next())!, /"id":4/);
+});
+
+test('an error of the SDK while it handles a message is answered, not thrown', async (t) => {
+  t.mock.method(console, 'error', () => {});
+  const { url } = await startServer(t);
+  const { post } = await openStream(t, url);
+  t.mock.method(SSEServerTransport.prototype, 'handlePostMessage', async () => {
+    throw new Error('a bug');
+  });
+  assert.equal((await post(ping(1))).status, 500);
+});
+
+// ---- The tool --------------------------------------------------------------------------------
+
+test('the tool is described for models and for people', async (t) => {
+  const client = await connectClient(t, (await startServer(t)).url);
+  const [tool] = (await client.listTools()).tools;
+  assert.equal(tool!.title, 'Show system info');
+  assert.match(tool!.description!, /Palo Alto/);
+  assert.deepEqual(tool!.annotations, { readOnlyHint: true, destructiveHint: false, openWorldHint: false });
+  assert.match(JSON.stringify(tool!.inputSchema.properties!.target), /[Ss]erial number.*Panorama/);
+  assert.deepEqual(Object.keys(tool!.outputSchema!.properties!).sort(), [
+    'app-version', 'av-version', 'default-gateway', 'devicename', 'family', 'hostname', 'ip-address',
+    'mac-address', 'model', 'netmask', 'operational-mode', 'platform-family', 'serial', 'sw-version',
+    'time', 'uptime',
+  ]);
+});
+
+test('without a firewall, a sample answers and says so', async (t) => {
+  const client = await connectClient(t, (await startServer(t)).url);
+  await client.listTools(); // from now on the client checks results against the output schema
+  const { content, structuredContent, text } = await callTool(client);
+  assert.deepEqual(JSON.parse(text), structuredContent);
+  assert.match(JSON.stringify(content[1]), /[Ss]ample data.*PANOS_HOSTNAME.*PANOS_API_KEY/);
+});
+
+test('the firewall is asked as its documentation says, with the key in a header only', async (t) => {
+  const { requests, env } = await startFirewall(t, systemInfo('<hostname>fw</hostname>'));
+  const client = await connectClient(t, (await startServer(t, env)).url);
+  await callTool(client);
+  await callTool(client, { target: '007951000000013' });
+  const [{ req, body }, through] = requests as [(typeof requests)[0], (typeof requests)[0]];
+  assert.equal(`${req.method} ${req.url}`, 'POST /api/');
+  assert.equal(req.headers['content-type'], 'application/x-www-form-urlencoded');
+  assert.equal(req.headers['x-pan-key'], API_KEY);
+  const cmd = '<show><system><info></info></system></show>';
+  assert.deepEqual(Object.fromEntries(new URLSearchParams(body)), { type: 'op', cmd });
+  assert.equal(new URLSearchParams(through.body).get('target'), '007951000000013');
+});
+
+test('every field comes back as the text that PAN-OS sent', async (t) => {
+  const reply = systemInfo(`
+    <hostname>caf&#233; &amp; &#x62;ar</hostname><serial>007951000000013</serial>
+    <url-filtering-version>20231012.20140</url-filtering-version>
+    <time>Tue Aug 15 18:02:11 2023\n</time><uptime>\n  0 days\n  </uptime>
+    <ipv6-default-gateway/><app-release-date></app-release-date><ZTP>Disabled</ZTP><ZTP>Disabled</ZTP>
+    <note><![CDATA[ <a> & b \n]]></note>
+    <plugin_versions><entry name='dlp' version='1.0'><pkginfo>dlp-1.0.4</pkginfo></entry></plugin_versions>
+  `);
+  const { env } = await startFirewall(t, reply);
+  const client = await connectClient(t, (await startServer(t, env)).url);
+  await client.listTools();
+  const { content, structuredContent, text } = await callTool(client);
+  assert.deepEqual(structuredContent, {
+    hostname: 'café & bar',
+    serial: '007951000000013',
+    'url-filtering-version': '20231012.20140',
+    time: 'Tue Aug 15 18:02:11 2023',
+    uptime: '0 days',
+    'ipv6-default-gateway': '',
+    'app-release-date': '',
+    ZTP: ['Disabled', 'Disabled'],
+    note: '<a> & b',
+    plugin_versions: { entry: { name: 'dlp', version: '1.0', pkginfo: 'dlp-1.0.4' } },
+  });
+  assert.deepEqual(JSON.parse(text), structuredContent);
+  assert.equal(content.length, 1);
+});
+
+test('entities that a reply declares itself are not expanded', async (t) => {
+  const doctype = '<!DOCTYPE r [<!ENTITY a "boom"><!ENTITY b "&a;&a;&a;">]>';
+  const text = await toolError(t, doctype + systemInfo('<hostname>&a;&b;</hostname>'));
+  assert.doesNotMatch(text, /boom/);
+});
+
+const RIGHTS = /check PANOS_API_KEY/;
+const TARGET = /check the target/;
+const ADDRESS = /check PANOS_HOSTNAME/;
+const refusals: [what: string, status: number, reply: string, says: RegExp, cure: RegExp][] = [
+  ['a refused key', 403, `<response status = 'error' code = '403'><result><msg>Invalid Credential</msg></result></response>`, /403: Invalid Credential/, RIGHTS],
+  ['a missing right', 200, '<response status="unauth" code="16"><msg><line>Unauthorized request</line></msg></response>', /unauth.*16: Unauthorized request/, RIGHTS],
+  ['a refusal with no code but HTTP 403', 403, '<response status="error"><msg>No</msg></response>', /HTTP 403: No/, RIGHTS],
+  ['an unknown target', 200, '<response status="error" code="13"><msg><line>0079 not connected</line></msg></response>', /13: 0079 not connected/, TARGET],
+  ['an error in several lines', 200, '<response status="error" code="17"><msg><line><![CDATA[ a]]></line><line><![CDATA[b ]]></line></msg></response>', /17: +a b/, TARGET],
+  ['an error in nested lines', 200, '<response status="error" code=""><msg><line><line>No such node</line></line></msg></response>', /HTTP 200: No such node/, TARGET],
+  ['an error in the result', 200, '<response status="failed"><result><msg><line>Cannot</line></msg></result></response>', /failed.*: Cannot/, TARGET],
+  ['a bad parameter', 400, `<response status = 'error' code = '400'><result><msg>Illegal parameter [x]</msg></result></response>`, /400: Illegal parameter \[x\]/, TARGET],
+  ['an error that repeats the key', 400, `<response status="error" code="400"><msg>Key ${API_KEY}</msg></response>`, /Key \*\*\*/, TARGET],
+  ['an HTML page', 503, '<html><body><h1>502 Bad Gateway</h1><hr></body></html>', /HTTP 503 without PAN-OS XML/, ADDRESS],
+  ['a well-formed HTML page', 200, '<html><body/></html>', /HTTP 200 without PAN-OS XML/, ADDRESS],
+  ['an empty reply', 500, '', /HTTP 500 without PAN-OS XML/, ADDRESS],
+  ['a redirect', 302, '', /HTTP 302 without PAN-OS XML/, ADDRESS],
+  ['a JSON reply', 200, '{"response":{"status":"success"}}', /HTTP 200 without PAN-OS XML/, ADDRESS],
+  ['XML that ends too early', 200, '<response status="success"><result><system><host', /without PAN-OS XML/, ADDRESS],
+  ['a reply over 1 MiB', 200, systemInfo(`<hostname>${'x'.repeat(1024 * 1024)}</hostname>`), /exceeded max size/, ADDRESS],
+];
+for (const [what, status, reply, says, cure] of refusals) {
+  test(`${what} comes back as one sentence: what happened and what to do`, async (t) => {
+    const text = await toolError(t, reply, status);
+    assert.match(text, says);
+    assert.match(text, cure);
+  });
+}
+
+test('a success without system information is an error too', async (t) => {
+  for (const reply of ['<response status="success"/>', '<response status="success"><result/></response>', systemInfo('')]) {
+    const { env } = await startFirewall(t, reply);
+    const client = await connectClient(t, (await startServer(t, env)).url);
+    const { isError, text } = await callTool(client);
+    assert.equal(isError, true);
+    assert.match(text, /No system information.*check PANOS_HOSTNAME/);
+  }
+});
+
+test('a reply that is cut off is an error, and the next call succeeds', async (t) => {
+  let calls = 0;
+  const { env } = await startFirewall(t, (_req, res) => {
+    if (++calls > 2) return void res.end(systemInfo('<hostname>fw</hostname>'));
+    if (calls === 2) return void res.socket!.destroy();
+    res.writeHead(200, { 'content-length': 1000 }).write('<response');
+    res.socket!.end();
+  });
+  const client = await connectClient(t, (await startServer(t, env)).url);
+  for (const _ of [1, 2]) {
+    const { isError, text } = await callTool(client);
+    assert.equal(isError, true);
+    assert.match(text, /closed|reset|hang up/i);
+  }
+  assert.equal((await callTool(client)).structuredContent?.hostname, 'fw');
+});
+
+test('a firewall that is not there, or has an unknown name, is an error', async (t) => {
+  const { firewall, env } = await startFirewall(t, '');
+  await new Promise((resolve) => firewall.close(resolve));
+  for (const PANOS_HOSTNAME of [env.PANOS_HOSTNAME, 'firewall.invalid']) {
+    const client = await connectClient(t, (await startServer(t, { ...env, PANOS_HOSTNAME })).url);
+    const { isError, text } = await callTool(client);
+    assert.equal(isError, true);
+    assert.match(text, /(ECONNREFUSED|ENOTFOUND|EAI_AGAIN).*check PANOS_HOSTNAME/);
+  }
+});
+
+// For 127.0.0.1, until 2126. It is worth nothing: no one trusts it.
+const SELF_SIGNED = {
+  key: `-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgZADtxbXU09V28C+O
+gILwPv8zdusSx48MlzpSDnMYwFmhRANCAAQI4ZKq7hKo4mJJ2phb3g42q7VniEEG
+c8l3NDskLIc3f5PK23Hoin23hNs+2Krst1XWIRWbL1y51gszzxBMsnal
+-----END PRIVATE KEY-----`,
+  cert: `-----BEGIN CERTIFICATE-----
+MIIBmDCCAT6gAwIBAgIUMVFf5TfmXkosIM0HcjhEIaRb9nswCgYIKoZIzj0EAwIw
+GDEWMBQGA1UEAwwNZmlyZXdhbGwudGVzdDAgFw0yNjExMjIxNDUyMzBaGA8yMTI2
+MTAyOTE0NTIzMFowGDEWMBQGA1UEAwwNZmlyZXdhbGwudGVzdDBZMBMGByqGSM49
+AgEGCCqGSM49AwEHA0IABAjhkqruEqjiYknamFveDjartWeIQQZzyXc0OyQshzd/
+k8rbceiKfbeE2z7Yquy3VdYhFZsvXLnWCzPPEEyydqWjZDBiMB0GA1UdDgQWBBQ8
++A6J3og0e5OZg1JuDcEtg1UfSDAfBgNVHSMEGDAWgBQ8+A6J3og0e5OZg1JuDcEt
+g1UfSDAPBgNVHRMBAf8EBTADAQH/MA8GA1UdEQQIMAaHBH8AAAEwCgYIKoZIzj0E
+AwIDSAAwRQIgAeYNjyeJFgKfaMnnOMQwjamdTj50P/Oz5Jz9b2aZKhQCIQDHV057
+/IYNaKimdnGTdF/fvyrOxCQ3OFB+/QTTlvDlDg==
+-----END CERTIFICATE-----`,
+};
+
+test('a certificate that is not trusted is an error, until its check is switched off', async (t) => {
+  const firewall = https.createServer(SELF_SIGNED, (_req, res) => res.end(systemInfo('<hostname>fw</hostname>')));
+  await once(firewall.listen(0, '127.0.0.1'), 'listening');
+  t.after(() => void firewall.close().closeAllConnections());
+  const PANOS_HOSTNAME = `127.0.0.1:${(firewall.address() as AddressInfo).port}`;
+  const env = { PANOS_HOSTNAME, PANOS_API_KEY: API_KEY };
+  const { text } = await callTool(await connectClient(t, (await startServer(t, env)).url));
+  assert.match(text, /self-signed certificate.*NODE_EXTRA_CA_CERTS.*PANOS_SKIP_VERIFY_CERTIFICATE/);
+  const skip = { ...env, PANOS_SKIP_VERIFY_CERTIFICATE: 'true' };
+  const { structuredContent } = await callTool(await connectClient(t, (await startServer(t, skip)).url));
+  assert.equal(structuredContent?.hostname, 'fw');
+});
+
+test('a firewall that does not answer, or drips, is given up after 30 s', async (t) => {
+  for (const reply of ['', '<response']) {
+    const { env, events } = await startFirewall(t, (_req, res) => void res.write(`${reply} `));
+    const client = await connectClient(t, (await startServer(t, env)).url);
+    t.mock.timers.enable({ apis: ['setTimeout'] });
+    const asked = once(events, 'request');
+    const result = callTool(client);
+    const [req] = (await asked) as [http.IncomingMessage];
+    const gone = once(req.socket, 'close');
+    t.mock.timers.tick(29_999);
+    t.mock.timers.tick(1);
+    const { isError, text } = await result;
+    assert.equal(isError, true);
+    assert.match(text, /no reply within 30 s.*check PANOS_HOSTNAME/);
+    await gone;
+    t.mock.timers.reset();
+  }
+});
+
+test('a call ends upstream when its client cancels it or goes away', async (t) => {
+  const { env, events } = await startFirewall(t, () => {});
+  const { url } = await startServer(t, env);
+  for (const leave of ['cancel', 'disconnect']) {
+    const client = await connectClient(t, url);
+    const cancel = new AbortController();
+    const asked = once(events, 'request');
+    const result = callTool(client, {}, cancel.signal).catch(() => {});
+    const [req] = (await asked) as [http.IncomingMessage];
+    const gone = once(req.socket, 'close');
+    if (leave === 'cancel') cancel.abort();
+    else await client.close();
+    await gone;
+    await result;
+  }
+});
+
+test('five calls at a time go to the firewall, and a cancelled one leaves the queue', async (t) => {
+  const waiting: http.ServerResponse[] = [];
+  const { env, events, requests } = await startFirewall(t, (_req, res) => void waiting.push(res));
+  const client = await connectClient(t, (await startServer(t, env)).url);
+  const cancel = new AbortController();
+  const reached = async (count: number) => {
+    while (requests.length < count) await once(events, 'request');
+  };
+  const firstFive = [1, 2, 3, 4, 5].map((target) => callTool(client, { target: `${target}` }));
+  await reached(5);
+  const cancelled = callTool(client, { target: 'cancelled' }, cancel.signal).catch(() => 'cancelled');
+  const sixth = callTool(client, { target: '6' });
+  await client.ping(); // both calls are on the server now
+  cancel.abort();
+  assert.equal(await cancelled, 'cancelled');
+  await client.ping();
+  assert.equal(requests.length, 5);
+  const answer = systemInfo('<hostname>fw</hostname>');
+  waiting.shift()!.end(answer);
+  await reached(6);
+  for (const res of waiting) res.end(answer);
+  await Promise.all([...firstFive, sixth]);
+  assert.equal(new URLSearchParams(requests[5]!.body).get('target'), '6');
+  assert.equal(requests.length, 6);
+});
+
+test('an argument that is no serial number is refused with the reason', async (t) => {
+  const { requests, env } = await startFirewall(t, '');
+  const client = await connectClient(t, (await startServer(t, env)).url);
+  for (const args of [{ target: 'a b' }, { target: '' }, { target: 5 }, { serial: '1' }]) {
+    const { isError, text } = await callTool(client, args);
+    assert.equal(isError, true);
+    assert.match(text, /Invalid arguments for tool show_system_info/);
+  }
+  assert.equal(requests.length, 0);
+});
