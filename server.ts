@@ -64,7 +64,7 @@ export type Settings = z.infer<typeof settingsSchema>;
 export function readSettings(env: Record<string, string | undefined>): Settings {
   const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value));
   const { data: settings, error } = settingsSchema.safeParse(given);
-  assert(settings, error?.issues.map(({ path, message }) => `${path.join()} ${message}`).join('; '));
+  assert(settings, error?.issues.map(({ path, message }) => `${path.join()} ${message}`).join());
   const { HOST, MCP_TOKEN, PANOS_HOSTNAME, PANOS_API_KEY } = settings;
   assert(!PANOS_HOSTNAME === !PANOS_API_KEY, 'PANOS_HOSTNAME and PANOS_API_KEY: set both or none');
   assert(MCP_TOKEN || LOOPBACK.test(HOST), 'HOST lets other machines in: set MCP_TOKEN as well');
@@ -74,19 +74,18 @@ export function readSettings(env: Record<string, string | undefined>): Settings 
 // ---- The tool --------------------------------------------------------------------------------
 
 // The fields that every recorded device sends; the addresses and the model are nobody's.
-const SAMPLE_INFO = {
+const SAMPLE = {
   hostname: 'sample-firewall', devicename: 'sample-firewall', model: 'PA-SAMPLE',
   family: 'sample', 'platform-family': 'sample', serial: '000000000000', netmask: '255.255.255.0',
   'ip-address': '192.0.2.1', 'default-gateway': '192.0.2.254', 'sw-version': '0.0.0',
   'mac-address': '00:00:5e:00:53:01', time: 'Thu Jan  1 00:00:00 1970', 'app-version': '0-0',
   uptime: '0 days, 0:00:00', 'av-version': '0-0', 'operational-mode': 'normal',
 };
-const SAMPLE_NOTE = 'Sample data, no real firewall: set PANOS_HOSTNAME and PANOS_API_KEY to ask one';
+const SAMPLE_NOTE = 'Sample data: to ask a real firewall, set PANOS_HOSTNAME and PANOS_API_KEY.';
 
 // Made once, like all that is the same in each session: getServer() runs for every one of them.
 const jsonSchemaValidator = new AjvJsonSchemaValidator();
 const text = z.string().optional();
-const fields = Object.keys(SAMPLE_INFO).map((name) => [name, text]);
 const target = z.string().regex(/^[0-9A-Za-z]{1,32}$/, 'must be digits and letters only').optional()
   .describe('Serial number of a firewall that this Panorama manages, to ask that one instead');
 const showSystemInfo = {
@@ -94,7 +93,7 @@ const showSystemInfo = {
   description: 'Shows hostname, model, serial number, PAN-OS and content versions, management ' +
     'addresses, uptime and more of a Palo Alto Networks firewall or Panorama.',
   inputSchema: z.strictObject({ target }),
-  outputSchema: z.looseObject(Object.fromEntries(fields)),
+  outputSchema: z.looseObject(Object.fromEntries(Object.keys(SAMPLE).map((name) => [name, text]))),
   annotations: { readOnlyHint: true, destructiveHint: false, openWorldHint: false },
 };
 
@@ -105,7 +104,7 @@ function getServer(firewall?: Firewall) {
   server.registerTool('show_system_info', showSystemInfo, async ({ target }, { signal }) => {
     const call = new URLSearchParams('type=op&cmd=<show><system><info></info></system></show>');
     if (target) call.set('target', target);
-    const system = firewall ? (await askFirewall(firewall, call, signal)).system : SAMPLE_INFO;
+    const system = firewall ? (await askFirewall(firewall, call, signal)).system : SAMPLE;
     assert(system instanceof Object, 'No system information came back: check PANOS_HOSTNAME.');
     const content = [{ type: 'text' as const, text: JSON.stringify(system) }];
     if (!firewall) content.push({ type: 'text', text: SAMPLE_NOTE });
@@ -130,7 +129,7 @@ function connectFirewall(settings: Settings): Firewall | undefined {
 const CURES: [RegExp, string][] = [
   [/^(HTTP )?(15|16|22|401|403)$/, 'check PANOS_API_KEY and the XML API rights of its role'],
   [/^(HTTP )?\d+$/, 'check the target, if one was given, or try again later'],
-  [/CERT|SIGNATURE|ISSUER/, 'set NODE_EXTRA_CA_CERTS (in a lab, PANOS_SKIP_VERIFY_CERTIFICATE=true)'],
+  [/CERT|SIGNATURE/, 'set NODE_EXTRA_CA_CERTS, or in a lab PANOS_SKIP_VERIFY_CERTIFICATE=true'],
   [/^/, 'check PANOS_HOSTNAME and the way to its management interface, or try again later'],
 ];
 
@@ -238,10 +237,9 @@ export function createMcpHttpServer(options: { settings?: Settings; hooks?: Sess
     await transport.handlePostMessage(req, res);
   }
 
-  function callHook(name: keyof SessionHooks, session: Session) {
-    const called = Promise.resolve(session).then((session) => hooks[name]?.(session));
-    called.catch((error) => console.error(`${name} failed:`, error));
-  }
+  const callHook = (name: keyof SessionHooks, session: Session) =>
+    Promise.resolve().then(() => hooks[name]?.(session))
+      .catch((error) => console.error(`${name} failed:`, error));
 
   // ---- HTTP ----------------------------------------------------------------------------------
 
@@ -262,7 +260,7 @@ export function createMcpHttpServer(options: { settings?: Settings; hooks?: Sess
     return method === 'GET' ? openSession(req, res) : postMessage(req, res, query);
   }
 
-  return createServer({ requestTimeout: 30_000, connectionsCheckingInterval: 1_000 }, (req, res) => {
+  return createServer({ requestTimeout: 30_000, connectionsCheckingInterval: 1000 }, (req, res) => {
     handleRequest(req, res).catch((error) => {
       console.error('Error handling request:', error);
       if (!res.headersSent) reply(res, 500, 'Error handling request');
@@ -297,7 +295,7 @@ async function main() {
   const url = `http://${name.includes(':') ? `[${name}]` : name}:${port}`;
   const auth = MCP_TOKEN ? '-H "Authorization: Bearer $MCP_TOKEN" ' : '';
   console.log(`MCP over HTTP+SSE: GET ${url}${SSE_PATH}, POST ${url}${MESSAGES_PATH}`);
-  console.log(`Firewall: ${PANOS_HOSTNAME ?? 'sample data (set PANOS_HOSTNAME and PANOS_API_KEY)'}`);
+  console.log(`Firewall: ${PANOS_HOSTNAME ?? 'none, so sample data (set PANOS_HOSTNAME)'}`);
   if (settings.PANOS_SKIP_VERIFY_CERTIFICATE) console.warn('Warning: certificates are not checked');
   console.log(`Try: curl -N ${auth}${url}${SSE_PATH}`);
 
