@@ -37,6 +37,7 @@ async function startServer(t: TestContext, env: Record<string, string> = {}, hoo
   const server = createMcpHttpServer({ settings, hooks: hooks ?? recordingHooks });
   await once(server.listen(0, '127.0.0.1'), 'listening');
   t.after(async () => {
+    if (!server.listening) return;
     server.close().closeAllConnections();
     await once(server, 'close');
   });
@@ -133,8 +134,13 @@ const systemInfo = (fields: string) =>
   `<response status="success"><result><system>${fields}</system></result></response>`;
 
 /** Runs server.ts as `npm start` does; `lines` are those that it prints. */
-function runServer(t: TestContext, env: Record<string, string>, folder = import.meta.dirname) {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'server.ts'], {
+function runServer(
+  t: TestContext,
+  env: Record<string, string>,
+  folder = import.meta.dirname,
+  options: string[] = [],
+) {
+  const child = spawn(process.execPath, [...options, '--import', 'tsx', 'server.ts'], {
     cwd: folder,
     env: { PATH: process.env.PATH, ...env },
   });
@@ -190,6 +196,27 @@ test('a start that cannot be ends with one line and exit code 1', async (t) => {
   assert.deepEqual([inUse.lines.length, wrong.lines.length], [1, 1]);
   assert.match(inUse.lines[0]!, new RegExp(`^Cannot start: .*address already in use.*:${port}$`));
   assert.match(wrong.lines[0]!, /^Cannot start: .*PANOS_API_KEY/);
+});
+
+test('a stop waits less than a second for what is still running', async (t) => {
+  const busy = ['--import', 'data:text/javascript,setInterval(() => {}, 1e6)'];
+  const { child, line, exit } = runServer(t, { PORT: '0' }, import.meta.dirname, busy);
+  await line(/^Try/);
+  const stopped = performance.now();
+  child.kill('SIGTERM');
+  assert.equal(await exit, 0);
+  assert.ok(performance.now() - stopped < 1000);
+});
+
+test('a server that is closed closes its connections to the firewall', async (t) => {
+  const { env, requests } = await startFirewall(t, systemInfo('<hostname>fw</hostname>'));
+  const { server, url } = await startServer(t, env);
+  await callTool(await connectClient(t, url));
+  const { socket } = requests[0]!.req;
+  const closed = performance.now();
+  server.close().closeAllConnections();
+  if (!socket.destroyed) await once(socket, 'close');
+  assert.ok(performance.now() - closed < 2000); // undici alone would keep it for 4 s
 });
 
 test('the settings have their defaults, also where a variable is empty', () => {
@@ -371,15 +398,27 @@ test('a hook that throws or rejects is logged and harms no session', async (t) =
   assert.ok(logged.includes('onSessionEnd failed: Error: hook rejected'), logged.join());
 });
 
-test('a stream that cannot be opened is answered with 500 and leaves no session behind', async (t) => {
+test('a stream that fails or ends while it opens leaves no session behind, and calls no hook', async (t) => {
   t.mock.method(console, 'error', () => {});
   const { url, events } = await startServer(t);
-  const fail = t.mock.method(McpServer.prototype, 'connect', async () => {
+  const called = t.mock.fn();
+  events.on('start', called).on('end', called);
+  const { connect } = McpServer.prototype;
+  const opening = t.mock.method(McpServer.prototype, 'connect');
+  opening.mock.mockImplementation(async () => {
     throw new Error('connect broke');
   });
-  events.on('start', () => assert.fail('no start')).on('end', () => assert.fail('no end'));
   assert.equal((await fetch(`${url}/sse`)).status, 500);
-  fail.mock.restore();
+  opening.mock.mockImplementation(async function (this: McpServer, transport) {
+    await connect.call(this, transport);
+    await transport.close();
+  });
+  await (await fetch(`${url}/sse`)).text();
+  for (const { arguments: [transport] } of opening.mock.calls) {
+    const gone = await fetch(`${url}/messages?sessionId=${transport.sessionId}`, { method: 'POST' });
+    assert.equal(gone.status, 404);
+  }
+  assert.equal(called.mock.callCount(), 0);
 });
 
 test('a client that is gone before its stream starts is never a session', async (t) => {
@@ -779,6 +818,26 @@ test('a firewall that does not answer, or drips, is given up after 30 s', async 
     await gone;
     t.mock.timers.reset();
   }
+});
+
+test('a call that waits for its turn is given up after 30 s too', async (t) => {
+  // It accepts connections and never answers, so that no TLS connection is ever made.
+  const silent = net.createServer().listen(0, '127.0.0.1');
+  await once(silent, 'listening');
+  const sockets: net.Socket[] = [];
+  silent.on('connection', (socket) => sockets.push(socket.on('error', () => {})));
+  t.after(() => {
+    silent.close();
+    for (const socket of sockets) socket.destroy();
+  });
+  const PANOS_HOSTNAME = `127.0.0.1:${(silent.address() as AddressInfo).port}`;
+  const { url } = await startServer(t, { PANOS_HOSTNAME, PANOS_API_KEY: API_KEY });
+  const client = await connectClient(t, url);
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  const results = Array.from({ length: 12 }, () => callTool(client));
+  await client.ping(); // the calls are on the server now
+  t.mock.timers.tick(30_000);
+  for (const { isError } of await Promise.all(results)) assert.equal(isError, true);
 });
 
 test('a call ends upstream when its client cancels it or goes away', async (t) => {

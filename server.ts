@@ -218,6 +218,7 @@ export function createMcpHttpServer(options: { settings?: Settings; hooks?: Sess
       clearInterval(keepAlive);
       callHook('onSessionEnd', session);
     };
+    res.once('close', () => transport.onclose?.()); // ends the session if connect() fails below
     res.setHeader('X-Accel-Buffering', 'no'); // or nginx would hold the events back
     await getServer(firewall).connect(transport);
 
@@ -270,9 +271,8 @@ export function createMcpHttpServer(options: { settings?: Settings; hooks?: Sess
 
 const sha256 = (text: string) => hash('sha256', text, 'buffer');
 
-function reply(res: ServerResponse, status: number, text: string, headers = {}) {
+const reply = (res: ServerResponse, status: number, text: string, headers = {}) =>
   res.writeHead(status, { 'Content-Type': 'text/plain', ...headers }).end(`${text}\n`);
-}
 
 // ---- Main ------------------------------------------------------------------------------------
 
