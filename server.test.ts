@@ -2,24 +2,34 @@
 /**
  * What server.ts promises, each promise tried over real sockets: the SDK's own client (or a bare
  * socket for what no client would send), the real server, and a stand-in firewall on loopback.
+ * Then the checks of the workshop's exercises, and at last the README, held against both.
+ *
+ * `npm test` runs all of it but the exercises; `npm run exercise 3` runs the check of exercise 3.
  */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
-import { cp, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
+import { copyFile, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import http from 'node:http';
 import https from 'node:https';
 import net, { type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { type TestContext, test } from 'node:test';
+import { type TestContext, test as nodeTest } from 'node:test';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
 import { SSEClientTransport } from '@modelcontextprotocol/sdk/client/sse.js';
+import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
 import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js';
 import { SSEServerTransport } from '@modelcontextprotocol/sdk/server/sse.js';
 import type { CallToolResult } from '@modelcontextprotocol/sdk/types.js';
 import { createMcpHttpServer, readSettings, type Session, type SessionHooks } from './server.ts';
+
+// `exercise 3` is one check; `exercise 3 and-server` adds the server's tests, for the README's.
+const [, , exercise, andServer] = process.argv;
+const test = (name: string, run: (t: TestContext) => unknown) => {
+  if (!exercise || andServer) void nodeTest(name, run as (t: TestContext) => Promise<void>);
+};
 
 // ---- Helpers ---------------------------------------------------------------------------------
 
@@ -133,6 +143,18 @@ async function toolError(t: TestContext, reply: string | http.RequestListener, s
 const systemInfo = (fields: string) =>
   `<response status="success"><result><system>${fields}</system></result></response>`;
 
+/** Copies the project into a folder of its own, to change it there. */
+async function copyProject(t: TestContext) {
+  const folder = await mkdtemp(join(tmpdir(), 'server-'));
+  t.after(() => rm(folder, { recursive: true }));
+  const here = import.meta.dirname;
+  for (const file of ['server.ts', 'server.test.ts', 'package.json']) {
+    await copyFile(join(here, file), join(folder, file));
+  }
+  await symlink(join(here, 'node_modules'), join(folder, 'node_modules'), 'junction');
+  return folder;
+}
+
 /** Runs server.ts as `npm start` does; `lines` are those that it prints. */
 function runServer(
   t: TestContext,
@@ -168,13 +190,15 @@ function runServer(
 
 for (const signal of ['SIGTERM', 'SIGINT'] as const) {
   test(`npm start serves the sample, and ${signal} ends it with a stream open`, async (t) => {
-    const { child, lines, line, exit } = runServer(t, { PORT: '0' });
+    // Something else that still runs, as a slow hook would, does not hold the end up.
+    const busy = ['--import', 'data:text/javascript,setInterval(() => {}, 1e6)'];
+    const { child, lines, line, exit } = runServer(t, { PORT: '0' }, import.meta.dirname, busy);
     const url = /GET (http:\/\/127\.0\.0\.1:\d+)\/sse, POST \1\/messages$/.exec(await line(/GET/))![1]!;
     assert.match(await line(/^Firewall/), /sample data/);
     assert.equal(await line(/^Try/), `Try: curl -N ${url}/sse`);
 
     const client = await connectClient(t, url);
-    assert.deepEqual((await client.listTools()).tools.map(({ name }) => name), ['show_system_info']);
+    assert.equal((await client.listTools()).tools[0]!.name, 'show_system_info');
     assert.equal((await callTool(client)).structuredContent?.hostname, 'sample-firewall');
 
     const stopped = performance.now();
@@ -196,16 +220,6 @@ test('a start that cannot be ends with one line and exit code 1', async (t) => {
   assert.deepEqual([inUse.lines.length, wrong.lines.length], [1, 1]);
   assert.match(inUse.lines[0]!, new RegExp(`^Cannot start: .*address already in use.*:${port}$`));
   assert.match(wrong.lines[0]!, /^Cannot start: .*PANOS_API_KEY/);
-});
-
-test('a stop waits less than a second for what is still running', async (t) => {
-  const busy = ['--import', 'data:text/javascript,setInterval(() => {}, 1e6)'];
-  const { child, line, exit } = runServer(t, { PORT: '0' }, import.meta.dirname, busy);
-  await line(/^Try/);
-  const stopped = performance.now();
-  child.kill('SIGTERM');
-  assert.equal(await exit, 0);
-  assert.ok(performance.now() - stopped < 1000);
 });
 
 test('a server that is closed closes its connections to the firewall', async (t) => {
@@ -241,6 +255,9 @@ test('a wrong setting is named, and its value kept out of the message', () => {
     [{ SSE_PATH: 'sse' }, /^SSE_PATH must be a path/],
     [{ MESSAGES_PATH: '//evil.example' }, /^MESSAGES_PATH must be a path/],
     [{ MESSAGES_PATH: '/messages?x=1' }, /^MESSAGES_PATH must be a path/],
+    [{ MESSAGES_PATH: '/a/../b' }, /^MESSAGES_PATH must be a path/],
+    [{ MESSAGES_PATH: '/sse' }, /^SSE_PATH and MESSAGES_PATH must differ/],
+    [{ PORT: 'x', SSE_PATH: 'x' }, /^PORT must be .*,SSE_PATH must be /],
     [{ ALLOWED_HOSTS: 'a.example, http://b.example' }, /^ALLOWED_HOSTS must be host names/],
     [{ PANOS_HOSTNAME: 'fw.example.com' }, /PANOS_API_KEY/],
     [{ PANOS_API_KEY: API_KEY }, /PANOS_HOSTNAME/],
@@ -276,15 +293,12 @@ test('a right setting is taken', () => {
 });
 
 test('a .env file beside server.ts is read, and the environment goes before it', async (t) => {
-  const folder = await mkdtemp(join(tmpdir(), 'server-'));
-  t.after(() => rm(folder, { recursive: true }));
-  for (const file of ['server.ts', 'package.json']) await cp(join(import.meta.dirname, file), join(folder, file));
-  await symlink(join(import.meta.dirname, 'node_modules'), join(folder, 'node_modules'));
+  const folder = await copyProject(t);
   const env = `PORT=0\nSSE_PATH=/from/file\nMESSAGES_PATH=/ignored\nMCP_TOKEN=t0ken\n` +
     `PANOS_HOSTNAME=fw.example.com\nPANOS_API_KEY=${API_KEY}\nPANOS_SKIP_VERIFY_CERTIFICATE=true\n`;
   await writeFile(join(folder, '.env'), env);
   const { lines, line } = runServer(t, { MESSAGES_PATH: '/from/env' }, folder);
-  await line(/^Try: curl -N -H "Authorization: Bearer \$MCP_TOKEN" http:.*\/from\/file$/);
+  await line(/^Try: curl -N -H "Authorization: Bearer <MCP_TOKEN>" http:.*\/from\/file$/);
   await line(/POST http:.*\/from\/env$/);
   await line(/^Firewall: https:\/\/fw\.example\.com$/);
   await line(/^Warning: certificates are not checked/);
@@ -794,8 +808,18 @@ test('a certificate that is not trusted is an error, until its check is switched
   t.after(() => void firewall.close().closeAllConnections());
   const PANOS_HOSTNAME = `127.0.0.1:${(firewall.address() as AddressInfo).port}`;
   const env = { PANOS_HOSTNAME, PANOS_API_KEY: API_KEY };
+  const { port } = firewall.address() as AddressInfo;
+  /** Node reads NODE_EXTRA_CA_CERTS only as it starts: asks from a process of its own. */
+  async function trusting(name: string) {
+    const NODE_EXTRA_CA_CERTS = join(await copyProject(t), 'ca.pem');
+    await writeFile(NODE_EXTRA_CA_CERTS, SELF_SIGNED.cert);
+    const trust = { ...env, PORT: '0', PANOS_HOSTNAME: `${name}:${port}`, NODE_EXTRA_CA_CERTS };
+    const [url = ''] = /http:\/\/[^/]+/.exec(await runServer(t, trust).line(/^MCP/))!;
+    return (await callTool(await connectClient(t, url))).text;
+  }
   const { text } = await callTool(await connectClient(t, (await startServer(t, env)).url));
   assert.match(text, /self-signed certificate.*NODE_EXTRA_CA_CERTS.*PANOS_SKIP_VERIFY_CERTIFICATE/);
+  assert.match(await trusting('localhost'), /altnames.*set PANOS_HOSTNAME to a name that its certificate holds/);
   const skip = { ...env, PANOS_SKIP_VERIFY_CERTIFICATE: 'true' };
   const { structuredContent } = await callTool(await connectClient(t, (await startServer(t, skip)).url));
   assert.equal(structuredContent?.hostname, 'fw');
@@ -892,4 +916,356 @@ test('an argument that is no serial number is refused with the reason', async (t
     assert.match(text, /Invalid arguments for tool show_system_info/);
   }
   assert.equal(requests.length, 0);
+});
+
+// ---- The exercises ---------------------------------------------------------------------------
+
+interface Workshop {
+  port: number;
+  seconds: number;
+  /** Told where the server is; the tests of the README play the learner here. */
+  learner: (url: string) => unknown;
+}
+
+/** Serves until the learner has done all the steps, and fails with those that are still missing. */
+async function watchSteps(t: TestContext, steps: string[], workshop: Partial<Workshop>) {
+  const { port = Number(process.env.PORT ?? 3000), seconds = 1800, learner } = workshop;
+  const todo = new Set(steps);
+  const events = new EventEmitter();
+  const see = (step: string) => {
+    if (todo.delete(step) && !learner) console.log(`  done: ${step}`);
+    if (todo.size === 0) events.emit('done');
+  };
+  const server = createMcpHttpServer({
+    hooks: {
+      onSessionStart: (session) => void events.emit('start', session),
+      onSessionEnd: (session) => void events.emit('end', session),
+    },
+  });
+  await once(server.listen(port, '127.0.0.1'), 'listening');
+  t.after(() => void server.close().closeAllConnections());
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  if (!learner) console.log(`Serving on ${url}/sse; to do:\n  ${steps.join('\n  ')}`);
+  const done = once(events, 'done', { signal: AbortSignal.timeout(seconds * 1000) });
+  const finished = done.catch(() => assert.fail(`Still missing: ${[...todo].join('; ')}`));
+  return { server, events, see, finished, start: () => learner?.(url) };
+}
+
+/** Asks again until it is so, for things that take a moment. */
+async function eventually(isSo: () => Promise<boolean>, message: string) {
+  for (let tries = 0; tries < 200; tries++) if (await isSo()) return;
+  assert.fail(message);
+}
+
+const exercises: Record<string, (t: TestContext, workshop?: Partial<Workshop>) => Promise<void>> = {
+  async 1(t, workshop = {}) {
+    const steps = ['open a stream', 'POST initialize', 'POST tools/call for the tool', 'end the stream'];
+    const [open = '', initialize = '', call = '', end = ''] = steps;
+    const { events, see, finished, start } = await watchSteps(t, steps, workshop);
+    events.on('start', () => see(open)).on('end', () => see(end));
+    const { handleMessage } = SSEServerTransport.prototype;
+    t.mock.method(SSEServerTransport.prototype, 'handleMessage', function (
+      this: SSEServerTransport,
+      message: { method?: string },
+    ) {
+      if (message?.method === 'initialize') see(initialize);
+      if (message?.method === 'tools/call') see(call);
+      return handleMessage.call(this, message);
+    });
+    start();
+    await finished;
+  },
+
+  async 2(t, workshop = {}) {
+    const steps = [
+      'POST to /messages without an id',
+      'POST with an id that you made up',
+      'POST to a path that is not there',
+      'POST to a session whose stream has ended',
+    ];
+    const [noId = '', madeUp = '', noPath = '', ended = ''] = steps;
+    const { server, events, see, finished, start } = await watchSteps(t, steps, workshop);
+    const gone = new Set<string>();
+    events.on('end', ({ id }: Session) => gone.add(id));
+    server.on('request', ({ method, url = '' }, res) => {
+      res.on('finish', () => {
+        const sessionId = new URLSearchParams(url.split('?')[1]).get('sessionId');
+        if (method !== 'POST') return;
+        if (res.statusCode === 400 && !sessionId) see(noId);
+        if (res.statusCode === 404 && !/^\/messages\/?(\?|$)/.test(url)) see(noPath);
+        else if (res.statusCode === 404) see(gone.has(sessionId ?? '') ? ended : madeUp);
+      });
+    });
+    start();
+    await finished;
+  },
+
+  async 3(t) {
+    const { line } = runServer(t, { PORT: '0' });
+    const [url = ''] = /http:\/\/[^/]+/.exec(await line(/^MCP/))!;
+    const count = async () => {
+      const response = await fetch(`${url}/healthz`);
+      const hint = 'answer it in handleRequest, before the 404';
+      assert.equal(response.status, 200, `GET /healthz answers ${response.status}, not 200: ${hint}`);
+      const { sessions } = JSON.parse(await response.text());
+      return sessions;
+    };
+    assert.equal(await count(), 0, 'GET /healthz must say {"sessions":0} when no stream is open');
+    const { close } = await openStream(t, url);
+    await openStream(t, url);
+    await eventually(async () => (await count()) === 2, 'Two open streams, but not {"sessions":2}: count up in onSessionStart');
+    close();
+    await eventually(async () => (await count()) === 1, 'One of two streams has ended, but not {"sessions":1}: count down in onSessionEnd');
+  },
+
+  async 4(t) {
+    const name = 'show_address_objects';
+    const list = async (env: Record<string, string>) => {
+      const client = await connectClient(t, (await startServer(t, env)).url);
+      const tool = (await client.listTools()).tools.find((tool) => tool.name === name);
+      assert.ok(tool, `There is no tool ${name}: register it in getServer`);
+      assert.ok(tool.annotations?.readOnlyHint, 'Its annotations must have readOnlyHint: true');
+      const result = (await client.callTool({ name })) as CallToolResult;
+      const addresses = result.structuredContent?.addresses as { name: string }[] | undefined;
+      assert.ok(Array.isArray(addresses), `It must return {"addresses": […]}, not ${JSON.stringify(result)}`);
+      return { addresses, result };
+    };
+    const sample = await list({});
+    assert.ok(sample.addresses[0]?.name, 'Without a firewall, it must return a sample address with a name');
+    assert.match(JSON.stringify(sample.result.content), /[Ss]ample data/, 'The sample must say that it is one');
+    for (const names of [['web', 'mail'], ['web'], []]) {
+      const entries = names.map((name) => `<entry name="${name}"><fqdn>${name}.example</fqdn></entry>`);
+      const reply = `<response status="success"><result><address>${entries.join('')}</address></result></response>`;
+      const { env, requests } = await startFirewall(t, reply);
+      const { addresses } = await list(env);
+      const asked = Object.fromEntries(new URLSearchParams(requests[0]!.body));
+      assert.equal(asked.type, 'config', 'It must ask with type=config');
+      assert.equal(asked.action, 'show', 'action=show is the running configuration, action=get the candidate');
+      assert.match(asked.xpath ?? '', /\/address$/, 'Its xpath must end in /address');
+      assert.deepEqual(addresses.map(({ name }) => name), names, `It must return ${names.length} of them as a list`);
+    }
+  },
+
+  async 5(t) {
+    let answer = () => {};
+    const { env } = await startFirewall(t, (_req, res) => {
+      answer = () => void res.end(systemInfo('<hostname>fw</hostname>'));
+    });
+    const client = await connectClient(t, (await startServer(t, env)).url);
+    const seen: number[] = [];
+    const enough = new EventEmitter();
+    const onprogress = ({ progress }: { progress: number }) => {
+      if (seen.push(progress) === 2) enough.emit('enough');
+    };
+    const result = client.callTool({ name: 'show_system_info' }, undefined, { onprogress });
+    result.catch(() => {}); // if the check fails first, the client goes while it waits
+    await once(enough, 'enough', { signal: AbortSignal.timeout(4000) }).catch(() =>
+      assert.fail(`${seen.length} of 2 progress notifications came in 4 s of a slow call: send one each second`),
+    );
+    answer();
+    assert.equal((await result).isError, undefined, 'The call must still succeed');
+    assert.ok(seen[1]! > seen[0]!, 'Each notification must carry a higher progress than the one before');
+  },
+
+  async 6(t) {
+    const { url, events } = await startServer(t);
+    const client = new Client({ name: 'exercise', version: '1.0.0' });
+    const transport = new StreamableHTTPClientTransport(new URL('/mcp', url));
+    await client.connect(transport).catch((error) => {
+      assert.fail(`A Streamable HTTP client can't connect to /mcp: ${error.message}`);
+    });
+    const { structuredContent } = (await client.callTool({ name: 'show_system_info' })) as CallToolResult;
+    assert.equal(structuredContent?.hostname, 'sample-firewall', 'The tool must answer on /mcp as well');
+    const headers = { 'mcp-session-id': 'made-up', 'content-type': 'application/json', accept: 'application/json, text/event-stream' };
+    const lost = await fetch(`${url}/mcp`, { method: 'POST', headers, body: JSON.stringify(ping(1)) });
+    assert.equal(lost.status, 404, 'An unknown mcp-session-id must get 404');
+    const rebound = await fetch(`${url}/mcp`, { method: 'POST', headers: { ...headers, origin: 'http://evil.example' } });
+    assert.equal(rebound.status, 403, 'The check of Host and Origin must come before /mcp too');
+    await transport.terminateSession();
+    await client.close();
+    const started = once(events, 'start');
+    await callTool(await connectClient(t, url));
+    await started;
+  },
+};
+
+if (exercise) {
+  nodeTest(`exercise ${exercise}`, async (t) => {
+    const check = exercises[exercise];
+    assert.ok(check, `There is no exercise ${exercise}, only ${Object.keys(exercises).join(', ')}`);
+    await check(t).catch(({ message }: Error) => {
+      throw Object.assign(new Error(), { stack: `Not yet: ${message}` });
+    });
+  });
+}
+
+// ---- The README ------------------------------------------------------------------------------
+
+const readme = exercise ? '' : await readFile(join(import.meta.dirname, 'README.md'), 'utf8');
+const source = await readFile(join(import.meta.dirname, 'server.ts'), 'utf8');
+const readmeTest = exercise ? () => {} : test;
+
+/** The text under a heading, up to the next one of the same level. */
+function section(heading: string) {
+  const [, text] = readme.split(new RegExp(`^${heading}\\n`, 'm'));
+  assert.ok(text, `README has no heading ${heading}`);
+  const [level = ''] = heading.split(' ');
+  return text.split(new RegExp(`^${level} `, 'm'))[0]!;
+}
+
+/** The code blocks of a text, in their order. */
+function blocks(text: string) {
+  const found = text.matchAll(/^```(\w+)\n([^]*?)\n```$/gm);
+  return [...found].map(([, language = '', code = '']) => ({ language, code }));
+}
+
+/** Ids, ports and the places where they make no difference. */
+const mask = (text: string) =>
+  text.replace(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, 'ID').replace(/127\.0\.0\.1:\d+/g, 'HOST').trim();
+
+/** Makes of the source what a diff says; each hunk must fit in exactly one place. */
+function applyDiff(text: string, diff: string) {
+  for (const hunk of diff.split(/^@@.*@@.*\n/m).slice(1)) {
+    const lines = hunk.replace(/\n$/, '').split('\n');
+    const side = (sign: string) =>
+      lines.filter((line) => !line.startsWith(sign)).map((line) => `${line.slice(1)}\n`).join('');
+    const parts = text.split(side('+'));
+    assert.equal(parts.length, 2, `This hunk fits in ${parts.length - 1} places:\n${hunk}`);
+    text = parts.join(side('-'));
+  }
+  return text;
+}
+
+readmeTest('README: the walk shows lines of server.ts, word for word', () => {
+  const excerpts = blocks(section('## A walk through `server.ts`'));
+  assert.ok(excerpts.length >= 5);
+  for (const { code } of excerpts) assert.ok(source.includes(`${code}\n`), `not in server.ts:\n${code}`);
+});
+
+readmeTest('README: the settings are those that server.ts reads, with their defaults', () => {
+  const rows = [...section('## Settings').matchAll(/^\| `([A-Z_]+)` \| (?:`(.*?)`)? *\|/gm)];
+  const documented = Object.fromEntries(rows.map(([, name, value = '']) => [name, value]));
+  const [, schema = ''] = /const settingsSchema = z\.object\(\{\n([^]*?)\n\}\)/.exec(source)!;
+  const names = [...schema.matchAll(/^  ([A-Z_]+): /gm)].map(([, name]) => name!);
+  assert.equal(source.match(/process\.env/g)?.length, 1);
+  const defaults: Record<string, unknown> = readSettings({});
+  assert.deepEqual(documented, Object.fromEntries(names.map((name) => [name, String(defaults[name] ?? '')])));
+});
+
+readmeTest('README: each command exists', async () => {
+  const { scripts } = JSON.parse(await readFile(join(import.meta.dirname, 'package.json'), 'utf8'));
+  const commands = [...readme.matchAll(/npm (?:run )?(start|test|\w+ \d)/g)].map(([, command]) => command!);
+  assert.ok(commands.includes('start') && commands.includes('test'));
+  for (const command of commands) {
+    const [script = '', number] = command.split(' ');
+    assert.ok(scripts[script], `npm run ${script}`);
+    if (number) assert.ok(exercises[number], `exercise ${number}`);
+  }
+});
+
+readmeTest('README: the start prints what is shown', async (t) => {
+  const [, output] = blocks(section('## What this is'));
+  const { lines, line } = runServer(t, { PORT: '0' });
+  await line(/^Try/);
+  assert.equal(mask(lines.join('\n')), mask(output!.code));
+});
+
+readmeTest('README: the client runs as printed and prints what is shown', async (t) => {
+  const { url } = await startServer(t);
+  const [client, output] = blocks(section('## Connect a client'));
+  const folder = await copyProject(t);
+  await writeFile(join(folder, 'client.ts'), client!.code.replace('http://127.0.0.1:3000', url));
+  const child = spawn(process.execPath, ['--import', 'tsx', 'client.ts'], { cwd: folder });
+  let printed = '';
+  for await (const chunk of child.stdout) printed += chunk;
+  assert.equal(printed.trim(), output!.code);
+});
+
+readmeTest('README: the session by hand with curl goes as shown', async (t) => {
+  if (process.platform === 'win32') return t.skip('needs a POSIX shell');
+  const { url, events } = await startServer(t);
+  /** A shell; `printed` waits until the last that it printed is this, but for ids and blank lines. */
+  const openShell = (...args: string[]) => {
+    const child = spawn('sh', args);
+    t.after(() => child.kill('SIGKILL'));
+    let output = '';
+    child.stdout.on('data', (chunk) => void (output += chunk));
+    const plain = (text: string) => mask(text.replace(/\n+/g, '\n'));
+    async function printed(text: string) {
+      while (!plain(output).endsWith(plain(text))) await once(child.stdout, 'data');
+      return output;
+    }
+    return { child, printed, run: (line: string) => void ((output = ''), child.stdin.write(`${line}\n`)) };
+  };
+  const [open, posts, stream, last] = blocks(section('## By hand with curl'));
+  const [command = '', ...event] = open!.code.slice(2).split('\n');
+  const first = openShell('-c', `exec ${command.replace('http://127.0.0.1:3000', url)}`);
+  const [endpoint = ''] = /\/messages.*/.exec(await first.printed(event.join('\n')))!;
+
+  const second = openShell();
+  const runAll = async (code: string) => {
+    for (const step of code.split(/^\$ /m).slice(1)) {
+      const [command = '', ...output] = step.split('\n');
+      second.run(command.replace(/http:.*sessionId=[-\w]+/, url + endpoint));
+      await second.printed(output.join('\n'));
+    }
+  };
+  await runAll(posts!.code);
+  await first.printed(stream!.code);
+  const ended = once(events, 'end');
+  first.child.kill('SIGINT'); // Ctrl-C
+  await ended;
+  await runAll(last!.code);
+});
+
+readmeTest('README: the checks of exercises 1 and 2 wait for each step and see it', async (t) => {
+  const steps: Record<string, RegExp> = { 1: /open a stream; .*initialize; .*end the stream/, 2: /without an id; .*made up; .*not there; .*ended/ };
+  for (const [number, missing] of Object.entries(steps)) {
+    await assert.rejects(exercises[number]!(t, { port: 0, seconds: 0.1, learner: () => {} }), (error: Error) => {
+      assert.match(error.message, missing);
+      return true;
+    });
+    const learner = async (url: string) => {
+      const { post, next, close } = await openStream(t, url);
+      const params = { protocolVersion: '2024-11-05', capabilities: {}, clientInfo: { name: 'x', version: '1' } };
+      await post({ jsonrpc: '2.0', id: 1, method: 'initialize', params });
+      await post({ jsonrpc: '2.0', id: 2, method: 'tools/call', params: { name: 'show_system_info' } });
+      await next();
+      for (const path of ['/messages', '/messages?sessionId=mine', '/message']) await fetch(url + path, { method: 'POST' });
+      close();
+      await eventually(async () => (await post(ping(3))).status === 404, 'the session must end');
+    };
+    await exercises[number]!(t, { port: 0, seconds: 10, learner });
+  }
+});
+
+const coding = ['3', '4', '5', '6'];
+readmeTest('README: each check fails at first, and its solution passes it and all other tests', async (t) => {
+  const coding = ['3', '4', '5', '6'];
+  const missing = [/healthz answers 404/, /no tool show_address_objects/, /0 of 2 progress/, /can't connect to \/mcp/];
+  const unsolved = coding.map((number, i) => assert.rejects(exercises[number]!(t), missing[i]!));
+  const { scripts } = JSON.parse(await readFile(join(import.meta.dirname, 'package.json'), 'utf8'));
+  const folders = await Promise.all(coding.map(async (number) => {
+    const [diff] = blocks(section(`### Exercise ${number}.*`));
+    const folder = await copyProject(t);
+    await writeFile(join(folder, 'server.ts'), applyDiff(source, diff!.code));
+    const changed = diff!.code.match(/^[-+]/gm)!.length;
+    assert.ok(changed >= 5 && changed <= 40, `exercise ${number} changes ${changed} lines`);
+    return folder;
+  }));
+  const run = async (command: string, args: string[], cwd: string) => {
+    const child = spawn(command, args, { cwd, env: { ...process.env, NODE_TEST_CONTEXT: undefined } });
+    let output = '';
+    for await (const chunk of child.stdout) output += chunk;
+    return { output, code: child.exitCode ?? (await once(child, 'close'))[0] };
+  };
+  const tsc = scripts.typecheck.replace(/^tsc|server\S*\.ts/g, '').trim().split(/ +/);
+  const files = folders.map((folder) => join(folder, 'server.ts'));
+  const types = run(process.execPath, [join(import.meta.dirname, 'node_modules/typescript/bin/tsc'), ...tsc, ...files], import.meta.dirname);
+  const tests = folders.map((folder, i) =>
+    run(process.execPath, ['--import', 'tsx', '--test-reporter=spec', 'server.test.ts', coding[i]!, 'and-server'], folder));
+  await Promise.all(unsolved);
+  const { output, code } = await types;
+  assert.equal(code, 0, output);
+  for (const { output, code } of await Promise.all(tests)) assert.equal(code, 0, output);
 });

@@ -39,7 +39,7 @@ const hosts = z.string().transform((list) => list.split(/ *, */).map(hostnameOf)
 const origin = z.string()
   .refine((url) => hostnameOf(url.replace(SCHEME, '')), 'must be a host, host:port or origin')
   .transform((url) => (SCHEME.test(url) ? url : `https://${url}`));
-const path = z.string().regex(/^(\/[\w.~-]+)+$/, 'must be a path such as /mcp/sse');
+const path = z.string().regex(/^(\/[\w~-][\w.~-]*)+$/, 'must be a path such as /mcp/sse');
 const secret = z.string().regex(/^[!-~]+$/, 'must be printable ASCII without spaces');
 const settingsSchema = z.object({
   HOST: z.string().default('127.0.0.1'),
@@ -51,7 +51,7 @@ const settingsSchema = z.object({
   PANOS_HOSTNAME: origin.optional(),
   PANOS_API_KEY: secret.optional(),
   PANOS_SKIP_VERIFY_CERTIFICATE: z.stringbool('must be true or false').default(false),
-});
+}).refine((all) => all.SSE_PATH !== all.MESSAGES_PATH, 'SSE_PATH and MESSAGES_PATH must differ');
 
 /** The settings, under the names of their environment variables. */
 export type Settings = z.infer<typeof settingsSchema>;
@@ -59,16 +59,16 @@ export type Settings = z.infer<typeof settingsSchema>;
 /**
  * Reads the settings from environment variables; one that is unset or empty takes its default.
  *
- * @throws an Error whose message names the first wrong setting and says what it must be.
+ * @throws an Error whose message names each wrong setting and says what it must be.
  */
 export function readSettings(env: Record<string, string | undefined>): Settings {
   const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value));
-  const { data: settings, error } = settingsSchema.safeParse(given);
-  assert(settings, error?.issues.map(({ path, message }) => `${path.join()} ${message}`).join());
-  const { HOST, MCP_TOKEN, PANOS_HOSTNAME, PANOS_API_KEY } = settings;
+  const { data, error } = settingsSchema.safeParse(given);
+  assert(data, error?.issues.map(({ path, message }) => `${path.join()} ${message}`.trim()).join());
+  const { HOST, MCP_TOKEN, PANOS_HOSTNAME, PANOS_API_KEY } = data;
   assert(!PANOS_HOSTNAME === !PANOS_API_KEY, 'PANOS_HOSTNAME and PANOS_API_KEY: set both or none');
   assert(MCP_TOKEN || LOOPBACK.test(HOST), 'HOST lets other machines in: set MCP_TOKEN as well');
-  return settings;
+  return data;
 }
 
 // ---- The tool --------------------------------------------------------------------------------
@@ -90,8 +90,7 @@ const target = z.string().regex(/^[0-9A-Za-z]{1,32}$/, 'must be digits and lette
   .describe('Serial number of a firewall that this Panorama manages, to ask that one instead');
 const showSystemInfo = {
   title: 'Show system info',
-  description: 'Shows hostname, model, serial number, PAN-OS and content versions, management ' +
-    'addresses, uptime and more of a Palo Alto Networks firewall or Panorama.',
+  description: 'Shows the model, serial, versions, addresses and uptime of a Palo Alto firewall.',
   inputSchema: z.strictObject({ target }),
   outputSchema: z.looseObject(Object.fromEntries(Object.keys(SAMPLE).map((name) => [name, text]))),
   annotations: { readOnlyHint: true, destructiveHint: false, openWorldHint: false },
@@ -129,7 +128,8 @@ function connectFirewall(settings: Settings): Firewall | undefined {
 const CURES: [RegExp, string][] = [
   [/^(HTTP )?(15|16|22|401|403)$/, 'check PANOS_API_KEY and the XML API rights of its role'],
   [/^(HTTP )?\d+$/, 'check the target, if one was given, or try again later'],
-  [/CERT|SIGNATURE/, 'set NODE_EXTRA_CA_CERTS, or in a lab PANOS_SKIP_VERIFY_CERTIFICATE=true'],
+  [/ALTNAME/, 'set PANOS_HOSTNAME to a name that its certificate holds'],
+  [/CERT|SIGNATURE/, 'start with NODE_EXTRA_CA_CERTS, or PANOS_SKIP_VERIFY_CERTIFICATE=true (lab)'],
   [/^/, 'check PANOS_HOSTNAME and the way to its management interface, or try again later'],
 ];
 
@@ -156,7 +156,7 @@ async function askFirewall(firewall: Firewall, call: URLSearchParams, signal: Ab
 const xmlOptions = { ignoreAttributes: false, attributeNamePrefix: '', parseTagValue: false,
   tagValueProcessor: (_tag: string, value: string) => value.trim() };
 const xmlParser = new XMLParser(xmlOptions);
-// Resolves &#233; and the like too, and takes three times as long for it.
+// Resolves &#233; and the like too; it takes longer, as it builds a table for each reply.
 const entityParser = new XMLParser({ ...xmlOptions, htmlEntities: true });
 
 async function post({ pool, apiKey }: Firewall, call: URLSearchParams, signal: AbortSignal) {
@@ -254,8 +254,8 @@ export function createMcpHttpServer(options: { settings?: Settings; hooks?: Sess
     const [path = '', query = ''] = (req.url ?? '').split('?');
     const method = methods.get(path.replace(/\/$/, ''));
     if (!method) return reply(res, 404, `Not found: GET ${SSE_PATH} or POST ${MESSAGES_PATH}`);
-    const given = sha256(authorization.replace(/^bearer/i, 'Bearer'));
-    const isKnown = !MCP_TOKEN || timingSafeEqual(given, sha256(`Bearer ${MCP_TOKEN}`));
+    const bearer = authorization.replace(/^bearer/i, 'Bearer');
+    const isKnown = !MCP_TOKEN || timingSafeEqual(sha256(bearer), sha256(`Bearer ${MCP_TOKEN}`));
     if (!isKnown) return reply(res, 401, 'Bearer token needed', { 'WWW-Authenticate': 'Bearer' });
     if (req.method !== method) return reply(res, 405, `Use ${method} ${path}`, { Allow: method });
     return method === 'GET' ? openSession(req, res) : postMessage(req, res, query);
@@ -290,24 +290,24 @@ async function main() {
   const server = createMcpHttpServer({ settings, hooks: logHooks });
   await once(server.listen(PORT, HOST), 'listening');
 
+  const stop = () => {
+    server.close().closeAllConnections();
+    setTimeout(() => process.exit(), 500).unref(); // a hook that takes longer is left behind
+  };
+  process.once('SIGINT', stop).once('SIGTERM', stop);
+
   const { port } = server.address() as { port: number };
   const name = /^(0\.0\.0\.0|::)$/.test(HOST) ? 'localhost' : HOST;
   const url = `http://${name.includes(':') ? `[${name}]` : name}:${port}`;
-  const auth = MCP_TOKEN ? '-H "Authorization: Bearer $MCP_TOKEN" ' : '';
+  const auth = MCP_TOKEN ? '-H "Authorization: Bearer <MCP_TOKEN>" ' : '';
   console.log(`MCP over HTTP+SSE: GET ${url}${SSE_PATH}, POST ${url}${MESSAGES_PATH}`);
   console.log(`Firewall: ${PANOS_HOSTNAME ?? 'none, so sample data (set PANOS_HOSTNAME)'}`);
   if (settings.PANOS_SKIP_VERIFY_CERTIFICATE) console.warn('Warning: certificates are not checked');
   console.log(`Try: curl -N ${auth}${url}${SSE_PATH}`);
-
-  const stop = () => {
-    server.close().closeAllConnections();
-    setTimeout(() => process.exit(), 900).unref(); // a hook that takes longer is left behind
-  };
-  process.once('SIGINT', stop).once('SIGTERM', stop);
 }
 
-const isMain = process.argv[1] && realpathSync(process.argv[1]) === import.meta.filename;
-if (isMain) main().catch((error) => {
+const [, script = ''] = process.argv;
+if (existsSync(script) && realpathSync(script) === import.meta.filename) main().catch((error) => {
   console.error(`Cannot start: ${error.message}`);
   process.exitCode = 1;
 });
