@@ -25,10 +25,10 @@ import { SSEServerTransport } from '@modelcontextprotocol/sdk/server/sse.js';
 import type { CallToolResult } from '@modelcontextprotocol/sdk/types.js';
 import { createMcpHttpServer, readSettings, type Session, type SessionHooks } from './server.ts';
 
-// `exercise 3` is one check; `exercise 3 and-server` adds the server's tests, for the README's.
+// `3` is the check of exercise 3; `3 and-server` adds the server's tests; `load 1000` is a load.
 const [, , exercise, andServer] = process.argv;
 const test = (name: string, run: (t: TestContext) => unknown) => {
-  if (!exercise || andServer) void nodeTest(name, run as (t: TestContext) => Promise<void>);
+  if (!exercise || andServer === 'and-server') void nodeTest(name, run as (t: TestContext) => Promise<void>);
 };
 
 // ---- Helpers ---------------------------------------------------------------------------------
@@ -175,10 +175,11 @@ function runServer(
       output.emit('line');
     });
   }
-  async function line(pattern: RegExp) {
+  /** The first line that matches, or the one with this number, once it is there. */
+  async function line(pattern: RegExp, number = 1) {
+    let [read, found] = [0, 0];
     for (;;) {
-      const found = lines.find((line) => pattern.test(line));
-      if (found) return found;
+      while (read < lines.length) if (pattern.test(lines[read++]!) && ++found === number) return lines[read - 1]!;
       await once(output, 'line');
     }
   }
@@ -450,6 +451,23 @@ test('a client that is gone before its stream starts is never a session', async 
   both.destroy();
   await ended;
   assert.deepEqual(seen, ['start', 'end']);
+});
+
+test('after kill -9 and a new start the client reconnects by itself, and its next call succeeds', async (t) => {
+  const first = runServer(t, { PORT: '0' });
+  const url = /http:\/\/[^/]+/.exec(await first.line(/^MCP/))![0];
+  const client = await connectClient(t, url);
+  t.mock.timers.enable({ apis: ['setTimeout'] }); // the client waits 3 s before it reconnects
+  const lost = new Promise((resolve) => (client.onerror = resolve));
+  first.child.kill('SIGKILL');
+  await Promise.all([lost, first.exit]);
+  const second = runServer(t, { PORT: new URL(url).port });
+  await second.line(/^Try/);
+  t.mock.timers.tick(10_000);
+  await second.line(/^Session \w+ started/);
+  // The endpoint event is out, but the client may still have to read it.
+  await eventually(() => client.ping().then(() => true, () => false), 'no ping after the restart');
+  assert.equal((await callTool(client)).structuredContent?.hostname, 'sample-firewall');
 });
 
 test('a comment goes out on each stream every 15 s', async (t) => {
@@ -918,6 +936,144 @@ test('an argument that is no serial number is refused with the reason', async (t
   assert.equal(requests.length, 0);
 });
 
+// ---- Load and faults -------------------------------------------------------------------------
+
+const wholeTest = exercise ? () => {} : test; // not again for each solution of an exercise
+
+/** Opens a stream with little cost to the client; `call` posts a request and awaits its reply. */
+async function openLean(url: string, agent: http.Agent) {
+  const request = http.get(`${url}/sse`, { agent: false });
+  const [stream] = (await once(request, 'response')) as [http.IncomingMessage];
+  const events = new EventEmitter();
+  let text = '';
+  stream.setEncoding('utf8').on('data', (chunk) => {
+    text += chunk;
+    const parts = text.split('\n\n');
+    text = parts.pop()!;
+    for (const part of parts) events.emit(...(part.split('\ndata: ') as [string]));
+  });
+  const [endpoint] = (await once(events, 'event: endpoint')) as [string];
+  async function call(method: string, params = {}) {
+    const replied = once(events, 'event: message');
+    const headers = { 'content-type': 'application/json' };
+    const post = http.request(url + endpoint, { method: 'POST', agent, headers });
+    post.end(JSON.stringify({ jsonrpc: '2.0', id: 1, method, params }));
+    const [response] = (await once(post, 'response')) as [http.IncomingMessage];
+    response.resume();
+    return JSON.parse((await replied)[0] as string).result;
+  }
+  return { call, close: () => request.destroy(), stream };
+}
+
+/** Opens so many sessions on a server of its own, calls the tool on each, and closes them all. */
+async function runLoad(t: TestContext, count: number) {
+  const { child, line, lines, exit } = runServer(t, { PORT: '0' });
+  const url = /http:\/\/[^/]+/.exec(await line(/^Try/))![0];
+  const used = async () => {
+    const [status, stat] = await Promise.all(
+      ['status', 'stat'].map((file) => readFile(`/proc/${child.pid}/${file}`, 'utf8').catch(() => '')),
+    );
+    const ticks = stat!.split(') ')[1]?.split(' ') ?? [];
+    return { kb: Number(/VmRSS:\s+(\d+)/.exec(status!)?.[1]), ms: 10 * (Number(ticks[11]) + Number(ticks[12])) };
+  };
+  const agent = new http.Agent({ keepAlive: true, maxSockets: 64 });
+  const clientInfo = { name: 'load', version: '1.0.0' };
+  const params = { protocolVersion: '2024-11-05', capabilities: {}, clientInfo };
+  const inTurn = async <T>(each: (i: number) => Promise<T>) => {
+    const results: T[] = [];
+    for (let i = 0; i < count; i += 50) {
+      results.push(...(await Promise.all(Array.from({ length: Math.min(50, count - i) }, (_, j) => each(i + j)))));
+    }
+    return results;
+  };
+  const start = await used();
+  const sessions = await inTurn(async () => {
+    const session = await openLean(url, agent);
+    await session.call('initialize', params);
+    return session;
+  });
+  const open = await used();
+  const answers = await inTurn((i) => sessions[i]!.call('tools/call', { name: 'show_system_info' }));
+  const called = await used();
+  for (const session of sessions) session.close();
+  await line(/ended/, count);
+  agent.destroy();
+  child.kill('SIGTERM');
+  const failed = answers.filter((result) => result?.structuredContent?.hostname !== 'sample-firewall').length;
+  return {
+    sessions: count,
+    failed,
+    'KB a session': Math.round((open.kb - start.kb) / count),
+    'µs of processor a call': Math.round(((called.ms - open.ms) * 1000) / count),
+    'exit code': await exit,
+    'lines on stderr': lines.filter((line) => !/^(MCP|Firewall|Try|Session)/.test(line)).length,
+  };
+}
+
+wholeTest('200 sessions open, call and close, and nothing fails', async (t) => {
+  const { failed, 'exit code': code, 'lines on stderr': complaints } = await runLoad(t, 200);
+  assert.deepEqual({ failed, code, complaints }, { failed: 0, code: 0, complaints: 0 });
+});
+
+wholeTest('10,000 random and malformed requests leave the server serving and the session alive', async (t) => {
+  t.mock.method(console, 'error', () => assert.fail('an error was logged'));
+  const { server, port, url, events } = await startServer(t);
+  const agent = new http.Agent({ keepAlive: true, maxSockets: 8 });
+  const session = await openLean(url, agent);
+  let ends = 0;
+  events.on('end', () => (ends += 1));
+  let seed = 1;
+  const random = (below: number) => {
+    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0; // the same requests in each run
+    return Math.floor((seed / 2 ** 32) * below);
+  };
+  const pick = <T>(list: T[]) => list[random(list.length)]!;
+  const noise = () => String.fromCharCode(...Array.from({ length: random(30) }, () => random(256)));
+  const statuses = new Set<number>();
+  server.on('request', (_req, res) => res.on('finish', () => statuses.add(res.statusCode)));
+
+  const raw = () =>
+    `${pick(['GET', 'POST', 'PUT', 'G T', '', noise()])} ${pick(['/sse', '/messages', '//', '*', `/${noise()}`, noise()])}` +
+    `${pick(['', '?sessionId=', '?sessionId=__proto__', `?${noise()}`])} ${pick(['HTTP/1.1', 'HTTP/1.0', 'HTTP/9', ''])}\r\n` +
+    `Host: ${pick(['localhost', '127.0.0.1', '[', '', `${noise()}`])}\r\n` +
+    `${pick(['', 'Content-Length: 5\r\n', 'Content-Length: x\r\n', 'Transfer-Encoding: chunked\r\n', `${noise()}\r\n`])}\r\n` +
+    pick(['', '{}', noise(), '5\r\nhello\r\n0\r\n\r\n']);
+  const sendNoise = async () => {
+    const socket = net.connect(port, '127.0.0.1').on('error', () => {});
+    socket.end(raw(), 'latin1').resume();
+    await once(socket, 'close');
+  };
+  const value = (depth = 0): unknown =>
+    pick<() => unknown>([
+      () => null, () => random(9), () => noise(), () => true, () => -1e99,
+      () => (depth > 3 ? 1 : Array.from({ length: random(4) }, () => value(depth + 1))),
+      () => (depth > 3 ? 1 : Object.fromEntries(Array.from({ length: random(4) }, () => [
+        pick(['jsonrpc', 'id', 'method', 'params', 'name', '__proto__', 'arguments', noise()]), value(depth + 1),
+      ]))),
+    ])();
+  const method = () => pick(['initialize', 'ping', 'tools/call', 'tools/list', 'notifications/cancelled', noise()]);
+  const body = () => pick([noise(), JSON.stringify(value()), JSON.stringify({ jsonrpc: '2.0', id: value(), method: method(), params: value() })]);
+  const endpoint = await new Promise<string>((resolve) => {
+    server.once('request', ({ url = '' }) => resolve(url));
+    void session.call('ping');
+  });
+  const sendBody = async () => {
+    const headers = { 'content-type': pick(['application/json', 'application/json', 'text/plain', '']) };
+    const request = http.request(url + endpoint, { method: 'POST', agent, headers }).end(body(), 'latin1');
+    const [response] = (await once(request, 'response')) as [http.IncomingMessage];
+    await once(response.resume(), 'end');
+  };
+  for (let i = 0; i < 5000; i += 25) {
+    await Promise.all(Array.from({ length: 25 }, () => [sendNoise(), sendBody()]).flat());
+  }
+  assert.deepEqual([...statuses].filter((status) => status >= 500), []);
+  assert.ok(statuses.has(202) && statuses.has(400) && statuses.has(403) && statuses.has(404), [...statuses].join());
+  assert.equal(session.stream.closed, false);
+  await (await connectClient(t, url)).ping();
+  session.close();
+  agent.destroy();
+});
+
 // ---- The exercises ---------------------------------------------------------------------------
 
 interface Workshop {
@@ -1085,7 +1241,9 @@ const exercises: Record<string, (t: TestContext, workshop?: Partial<Workshop>) =
   },
 };
 
-if (exercise) {
+if (exercise === 'load') {
+  nodeTest('load', async (t) => console.log(await runLoad(t, Number(andServer ?? 1000))));
+} else if (exercise) {
   nodeTest(`exercise ${exercise}`, async (t) => {
     const check = exercises[exercise];
     assert.ok(check, `There is no exercise ${exercise}, only ${Object.keys(exercises).join(', ')}`);
@@ -1150,12 +1308,12 @@ readmeTest('README: the settings are those that server.ts reads, with their defa
 
 readmeTest('README: each command exists', async () => {
   const { scripts } = JSON.parse(await readFile(join(import.meta.dirname, 'package.json'), 'utf8'));
-  const commands = [...readme.matchAll(/npm (?:run )?(start|test|\w+ \d)/g)].map(([, command]) => command!);
+  const commands = [...readme.matchAll(/npm (?:run )?(start|test|\w+ \d+)/g)].map(([, command]) => command!);
   assert.ok(commands.includes('start') && commands.includes('test'));
   for (const command of commands) {
     const [script = '', number] = command.split(' ');
     assert.ok(scripts[script], `npm run ${script}`);
-    if (number) assert.ok(exercises[number], `exercise ${number}`);
+    if (script === 'exercise') assert.ok(exercises[number!], `exercise ${number}`);
   }
 });
 
