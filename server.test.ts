@@ -170,7 +170,9 @@ function runServer(
   folder = import.meta.dirname,
   options: string[] = [],
 ) {
-  const child = spawn(process.execPath, [...options, '--import', 'tsx', 'server.ts'], {
+  // Node 22.18 and later run TypeScript by themselves.
+  const loader = Reflect.get(process.features, 'typescript') ? [] : ['--import', 'tsx'];
+  const child = spawn(process.execPath, [...options, ...loader, 'server.ts'], {
     cwd: folder,
     env: { PATH: process.env.PATH, ...env },
   });

@@ -34,22 +34,22 @@ function hostnameOf(host: string) {
   return isHost ? new URL(`http://${host}`).hostname : undefined;
 }
 
-const hosts = z.string().transform((list) => list.split(/ *, */).map(hostnameOf))
+const hostsSchema = z.string().transform((list) => list.split(/ *, */).map(hostnameOf))
   .refine((names) => names.every(Boolean), 'must be host names with commas between them');
-const origin = z.string()
+const originSchema = z.string()
   .refine((url) => hostnameOf(url.replace(SCHEME, '')), 'must be a host, host:port or origin')
   .transform((url) => (SCHEME.test(url) ? url : `https://${url}`));
-const path = z.string().regex(/^(\/[\w~-][\w.~-]*)+$/, 'must be a path such as /mcp/sse');
-const secret = z.string().regex(/^[!-~]+$/, 'must be printable ASCII without spaces');
+const pathSchema = z.string().regex(/^(\/[\w~-][\w.~-]*)+$/, 'must be a path such as /mcp/sse');
+const secretSchema = z.string().regex(/^[!-~]+$/, 'must be printable ASCII without spaces');
 const settingsSchema = z.object({
   HOST: z.string().default('127.0.0.1'),
   PORT: z.coerce.number('must be 0 to 65535').int().min(0).max(65535).default(3000),
-  SSE_PATH: path.default('/sse'),
-  MESSAGES_PATH: path.default('/messages'),
-  ALLOWED_HOSTS: hosts.default([]),
-  MCP_TOKEN: secret.optional(),
-  PANOS_HOSTNAME: origin.optional(),
-  PANOS_API_KEY: secret.optional(),
+  SSE_PATH: pathSchema.default('/sse'),
+  MESSAGES_PATH: pathSchema.default('/messages'),
+  ALLOWED_HOSTS: hostsSchema.default([]),
+  MCP_TOKEN: secretSchema.optional(),
+  PANOS_HOSTNAME: originSchema.optional(),
+  PANOS_API_KEY: secretSchema.optional(),
   PANOS_SKIP_VERIFY_CERTIFICATE: z.stringbool('must be true or false').default(false),
 }).refine((all) => all.SSE_PATH !== all.MESSAGES_PATH, 'SSE_PATH and MESSAGES_PATH must differ');
 
@@ -86,12 +86,12 @@ const SAMPLE_NOTE = 'Sample data: to ask a real firewall, set PANOS_HOSTNAME and
 // Made once, like all that is the same in each session: getServer() runs for every one of them.
 const jsonSchemaValidator = new AjvJsonSchemaValidator();
 const text = z.string().optional();
-const target = z.string().regex(/^[0-9A-Za-z]{1,32}$/, 'must be digits and letters only').optional()
+const targetSchema = z.string().regex(/^[\da-zA-Z]{1,32}$/, 'must be a serial number').optional()
   .describe('Serial number of a firewall that this Panorama manages, to ask that one instead');
 const showSystemInfo = {
   title: 'Show system info',
   description: 'Shows the model, serial, versions, addresses and uptime of a Palo Alto firewall.',
-  inputSchema: z.strictObject({ target }),
+  inputSchema: z.strictObject({ target: targetSchema }),
   outputSchema: z.looseObject(Object.fromEntries(Object.keys(SAMPLE).map((name) => [name, text]))),
   annotations: { readOnlyHint: true, destructiveHint: false, openWorldHint: false },
 };
@@ -204,7 +204,7 @@ export function createMcpHttpServer(options: { settings?: Settings; hooks?: Sess
   const transports = new Map<string, SSEServerTransport>();
 
   async function openSession(req: IncomingMessage, res: ServerResponse) {
-    // Nothing would tell the end of a client that is gone, or of a GET that waits behind another.
+    // No 'close' would ever end this session: the client has gone, or has pipelined this GET.
     if (!res.socket || res.socket.destroyed) return res.destroy();
     const transport = new SSEServerTransport(MESSAGES_PATH, res);
     const sessionId = transport.sessionId;
