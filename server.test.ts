@@ -1329,6 +1329,7 @@ readmeTest('README: the client runs as printed and prints what is shown', async 
   let printed = '';
   for await (const chunk of child.stdout) printed += chunk;
   assert.equal(printed.trim(), output!.code);
+  assert.equal(child.exitCode ?? (await once(child, 'close'))[0], 0);
 });
 
 readmeTest('README: the session by hand with curl goes as shown', async (t) => {
