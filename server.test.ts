@@ -708,7 +708,7 @@ test('every field comes back as the text that PAN-OS sent', async (t) => {
     <note><![CDATA[ <a> & b \n]]></note>
     <plugin_versions><entry name='dlp' version='1.0'><pkginfo>dlp-1.0.4</pkginfo></entry></plugin_versions>
   `);
-  const { env } = await startFirewall(t, reply);
+  const { env } = await startFirewall(t, `\n<?xml version="1.0"?>\n${reply}`);
   const client = await connectClient(t, (await startServer(t, env)).url);
   await client.listTools();
   const { content, structuredContent, text } = await callTool(client);

@@ -163,7 +163,7 @@ async function post({ pool, apiKey }: Firewall, call: URLSearchParams, signal: A
   const headers = { 'content-type': 'application/x-www-form-urlencoded', 'x-pan-key': apiKey };
   const request = { path: '/api/', method: 'POST', headers, body: `${call}`, signal } as const;
   const { statusCode, body } = await pool.request(request);
-  const xml = await body.text();
+  const xml = (await body.text()).trim();
   // PAN-OS sends no DOCTYPE: one is an HTML page's, or declares entities to expand.
   const isXml = !xml.includes('<!DOCTYPE') && XMLValidator.validate(xml) === true;
   const parser = xml.includes('&#') ? entityParser : xmlParser;
