@@ -254,7 +254,7 @@ test('the settings have their defaults, also where a variable is empty', () => {
     PANOS_SKIP_VERIFY_CERTIFICATE: false,
   };
   assert.deepEqual(readSettings({}), defaults);
-  assert.deepEqual(readSettings({ PORT: '', HOST: '', MCP_TOKEN: '', ALLOWED_HOSTS: '' }), defaults);
+  assert.deepEqual(readSettings({ PORT: ' ', HOST: '', MCP_TOKEN: ' ', ALLOWED_HOSTS: '' }), defaults);
 });
 
 test('a wrong setting is named, and its value kept out of the message', () => {

@@ -62,7 +62,7 @@ export type Settings = z.infer<typeof settingsSchema>;
  * @throws an Error whose message names each wrong setting and says what it must be.
  */
 export function readSettings(env: Record<string, string | undefined>): Settings {
-  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value));
+  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value?.trim()));
   const { data, error } = settingsSchema.safeParse(given);
   assert(data, error?.issues.map(({ path, message }) => `${path.join()} ${message}`.trim()).join());
   const { HOST, MCP_TOKEN, PANOS_HOSTNAME, PANOS_API_KEY } = data;
@@ -129,7 +129,7 @@ const CURES: [RegExp, string][] = [
   [/^(HTTP )?(15|16|22|401|403)$/, 'check PANOS_API_KEY and the XML API rights of its role'],
   [/^(HTTP )?\d+$/, 'check the target, if one was given, or try again later'],
   [/ALTNAME/, 'set PANOS_HOSTNAME to a name that its certificate holds'],
-  [/CERT|SIGNATURE/, 'start with NODE_EXTRA_CA_CERTS, or PANOS_SKIP_VERIFY_CERTIFICATE=true (lab)'],
+  [/CERT|SIGNATURE/, 'renew it, or use NODE_EXTRA_CA_CERTS or PANOS_SKIP_VERIFY_CERTIFICATE (lab)'],
   [/^/, 'check PANOS_HOSTNAME and the way to its management interface, or try again later'],
 ];
 
@@ -147,7 +147,7 @@ async function askFirewall(firewall: Firewall, call: URLSearchParams, signal: Ab
   return await Promise.race([post(firewall, call, stop.signal), stopped])
     .catch(({ code = '', message }) => {
       const cure = CURES.find(([pattern]) => pattern.test(code))?.[1];
-      throw new Error(`Asking ${firewall.name} failed (${message || code}): ${cure}.`);
+      throw new Error(`Asking ${firewall.name} failed (${(message || code).trim()}): ${cure}.`);
     })
     .finally(() => clearTimeout(timer));
 }
