@@ -180,7 +180,10 @@ const textOf = (node: unknown): string =>
 
 // ---- Sessions --------------------------------------------------------------------------------
 
-/** A session, as the hooks see it. Whoever knows its `id` can post into it: never log all of it. */
+/**
+ * A session, as the hooks see it: the id that the SDK made, and the address that the stream's
+ * connection comes from. Whoever knows the `id` can post into the session: never log all of it.
+ */
 export type Session = { readonly id: string; readonly startedAt: Date; readonly address?: string };
 
 type SessionHook = (session: Session) => unknown;
@@ -196,6 +199,8 @@ export type SessionHooks = { onSessionStart?: SessionHook; onSessionEnd?: Sessio
  *
  * @param options.settings from `readSettings`; by default, all of them have their defaults
  * @param options.hooks what to call when a session starts and ends; by default, nothing
+ * @returns an `http.Server`. Its `close()` alone would wait for the open streams for ever:
+ *   `closeAllConnections()` ends them, and with them the sessions.
  */
 export function createMcpHttpServer(options: { settings?: Settings; hooks?: SessionHooks } = {}) {
   const { settings = readSettings({}), hooks = {} } = options;
