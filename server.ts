@@ -1,79 +1,340 @@
 // SPDX-License-Identifier: MIT
 /**
- * An MCP server over HTTP+SSE with one Palo Alto Networks tool: one file to read, copy and teach.
+ * An MCP server over HTTP+SSE in one file: to read, to copy and to teach from.
  *
- * A session is one open `GET /sse` stream. The SDK makes its id and names it in the stream's first
- * event; the client POSTs each message to `/messages?sessionId=…`, and the reply comes back on the
- * stream. When the stream ends, so does the session.
+ * A session is one open `GET /sse` stream. The SDK makes the session's id and names it in the
+ * stream's first event. The client then POSTs each message to `/messages?sessionId=…`, and every
+ * reply comes back on the stream. When the stream ends, the session ends with it.
  *
- * The steps and the names are those of the SDK's own `examples/server/simpleSseServer.ts`.
+ * The steps and the names are those of the SDK's own example, `server/simpleSseServer.ts`.
+ *
+ * HTTP+SSE is deprecated: start a new server on Streamable HTTP. This file is for the servers
+ * whose clients still speak SSE.
+ *
+ * It needs Node 20.18.1 or later, `"type": "module"` in package.json, and the packages
+ * `@modelcontextprotocol/sdk` 1 and `zod` 4; the firewall's part also needs `undici` 7 and
+ * `fast-xml-parser` 5. Node 22.18 and later run it as it is, and Node 20 runs it with `tsx` 4.
+ * Compile it with `skipLibCheck`, because the SDK's own declarations do not pass every check.
  *
  * @see https://modelcontextprotocol.io/specification/2024-11-05/basic/transports (HTTP with SSE)
  */
-import assert from 'node:assert/strict';
 import { hash, timingSafeEqual } from 'node:crypto';
 import { once } from 'node:events';
-import { existsSync, realpathSync } from 'node:fs';
-import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { existsSync, readFileSync } from 'node:fs';
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { createRequire } from 'node:module';
+import { type AddressInfo, isIPv4, isIPv6 } from 'node:net';
+import { parseEnv } from 'node:util';
 import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js';
 import { SSEServerTransport } from '@modelcontextprotocol/sdk/server/sse.js';
-import { AjvJsonSchemaValidator } from '@modelcontextprotocol/sdk/validation/ajv';
-import { XMLParser, XMLValidator } from 'fast-xml-parser';
-import { Pool } from 'undici';
 import * as z from 'zod';
 
-// ---- Configuration ---------------------------------------------------------------------------
+// ---- Sessions --------------------------------------------------------------------------------
 
-const LOOPBACK = /^(localhost|127(\.\d+){3}|\[?::1\]?)$/;
-const SCHEME = /^https?:\/\//;
+const KEEP_ALIVE_MS = 15_000;
+const MAX_SESSIONS = 10_000;
+const MAX_UNREAD_BYTES = 1024 * 1024;
+const MAX_MESSAGE_BYTES = 4 * 1024 * 1024; // The SDK's own limit.
+const MAX_POSTED_BYTES = 64 * 1024 * 1024;
+const UNREAD_ANSWER_MS = 30_000;
 
-/** The name in `host` or `host:port`, as URL writes it; undefined for anything else. */
-function hostnameOf(host: string) {
-  // URL alone would take a user, a path or a query as well.
-  const isHost = /^[\w.:[\]-]+$/.test(host) && URL.canParse(`http://${host}`);
-  return isHost ? new URL(`http://${host}`).hostname : undefined;
+/** The open sessions. Each begins in `openSession()` and ends in its `transport.onclose`. */
+class Sessions {
+  readonly options: Options;
+  private readonly transports = new Map<string, SSEServerTransport>();
+  private readonly runningEnds = new Set<Promise<void>>();
+  private postedBytes = 0;
+  private isShuttingDown = false;
+
+  constructor(options: Options) {
+    this.options = options;
+  }
+
+  /** Answers a GET: its response becomes the stream, and the session lasts as long as that. */
+  async openSession(req: IncomingMessage, res: ServerResponse) {
+    if (!this.canOpenStream(req, res)) return;
+    const transport = new SSEServerTransport(this.options.messagesPath, res);
+    const sessionId = transport.sessionId;
+    // Stored before connect() sends the id: the client may post as soon as it has read it.
+    this.transports.set(sessionId, transport);
+    res.setHeader('X-Accel-Buffering', 'no'); // Otherwise nginx holds the events back.
+
+    const session = { id: sessionId, address: req.socket.remoteAddress, startedAt: new Date() };
+    // Declared before onclose, which reads both and may be called while connect() is running.
+    let keepAlive: NodeJS.Timeout | undefined;
+    let started: Promise<void> | undefined;
+    transport.onclose = () => {
+      // The SDK calls this for close() and again when the response closes: the first call counts.
+      if (!this.transports.delete(sessionId)) return;
+      clearInterval(keepAlive);
+      if (started) this.endSession(session, started);
+    };
+    transport.onmessage = () => this.beforeMessage(transport, res);
+
+    try {
+      await this.options.getServer().connect(transport);
+    } catch (error) {
+      await transport.close(); // The stream may be open already, with nobody to answer on it.
+      throw error;
+    }
+    if (!this.transports.has(sessionId)) return;
+    keepAlive = setInterval(() => sendKeepAlive(transport, res), KEEP_ALIVE_MS);
+    started = this.callHook('onSessionStart', session);
+  }
+
+  /** Answers a POST: the SDK reads the message, and its reply goes out on the session's stream. */
+  async postMessage(req: IncomingMessage, res: ServerResponse, sessionId?: string | null) {
+    const { ssePath } = this.options;
+    if (!sessionId) {
+      return reply(res, 400, `Missing sessionId parameter: post to the URL that ${ssePath} gives`);
+    }
+    const transport = this.transports.get(sessionId);
+    if (!transport) {
+      return reply(res, 404, `Session not found: reconnect to ${ssePath}`);
+    }
+    // A message is in memory until its answer is out. Together they must not fill the memory.
+    const size = Number(req.headers['content-length'] ?? MAX_MESSAGE_BYTES);
+    if (this.postedBytes + size > MAX_POSTED_BYTES) {
+      return reply(res, 503, 'Too much is being posted: send less at once, or try again later');
+    }
+    this.postedBytes += size;
+    res.once('close', () => {
+      this.postedBytes -= size;
+    });
+    await transport.handlePostMessage(req, res);
+    // The SDK's answer to a message that is no JSON repeats it, and a client may leave it unread.
+    if (!res.writableFinished) res.setTimeout(UNREAD_ANSWER_MS, () => res.destroy());
+  }
+
+  /** Ends all sessions, and resolves when their end hooks have finished. */
+  async shutdown() {
+    this.isShuttingDown = true;
+    for (const transport of this.transports.values()) await transport.close();
+    await Promise.all(this.runningEnds);
+  }
+
+  /** Whether this response can become a stream. If not, the client is told why. */
+  private canOpenStream(req: IncomingMessage, res: ServerResponse) {
+    if (req.socket.destroyed) return false; // Nothing would end the session of a client that left.
+    if (this.isShuttingDown) {
+      reply(res, 503, 'This server is shutting down: reconnect in a moment');
+      return false;
+    }
+    if (this.transports.size >= MAX_SESSIONS) {
+      reply(res, 503, `All ${MAX_SESSIONS} sessions are in use: try again later`);
+      return false;
+    }
+    return true;
+  }
+
+  /** The SDK calls this when it has read a message, and refuses the message if this throws. */
+  private beforeMessage(transport: SSEServerTransport, res: ServerResponse) {
+    closeIfUnread(transport, res);
+    // The message may have come in so slowly that its client has gone: no tool runs for nobody.
+    if (!this.transports.has(transport.sessionId)) throw new Error('The session has ended.');
+  }
+
+  private endSession(session: Session, started: Promise<void>) {
+    const end = started.then(() => this.callHook('onSessionEnd', session));
+    this.runningEnds.add(end);
+    void end.then(() => this.runningEnds.delete(end));
+  }
+
+  private async callHook(name: keyof SessionHooks, session: Session) {
+    try {
+      await this.options.hooks[name]?.(session);
+    } catch (error) {
+      console.error(`${name} failed:`, error);
+    }
+  }
 }
 
-const hostsSchema = z.string().transform((list) => list.split(/ *, */).map(hostnameOf))
-  .refine((names) => names.every(Boolean), 'must be host names with commas between them');
-const originSchema = z.string()
-  .refine((url) => hostnameOf(url.replace(SCHEME, '')), 'must be a host, host:port or origin')
-  .transform((url) => (SCHEME.test(url) ? url : `https://${url}`));
-const pathSchema = z.string().regex(/^(\/[\w~-][\w.~-]*)+$/, 'must be a path such as /mcp/sse');
-const secretSchema = z.string().regex(/^[!-~]+$/, 'must be printable ASCII without spaces');
-const settingsSchema = z.object({
-  HOST: z.string().default('127.0.0.1'),
-  PORT: z.coerce.number('must be 0 to 65535').int().min(0).max(65535).default(3000),
-  SSE_PATH: pathSchema.default('/sse'),
-  MESSAGES_PATH: pathSchema.default('/messages'),
-  ALLOWED_HOSTS: hostsSchema.default([]),
-  MCP_TOKEN: secretSchema.optional(),
-  PANOS_HOSTNAME: originSchema.optional(),
-  PANOS_API_KEY: secretSchema.optional(),
-  PANOS_SKIP_VERIFY_CERTIFICATE: z.stringbool('must be true or false').default(false),
-}).refine((all) => all.SSE_PATH !== all.MESSAGES_PATH, 'SSE_PATH and MESSAGES_PATH must differ');
+/** Writes a comment: clients and proxies give up on a stream that stays silent. */
+function sendKeepAlive(transport: SSEServerTransport, res: ServerResponse) {
+  closeIfUnread(transport, res);
+  if (!res.writableEnded) res.write(': keep-alive\n\n');
+}
 
-/** The settings, under the names of their environment variables. */
-export type Settings = z.infer<typeof settingsSchema>;
+/** Ends the session of a client that has stopped reading, before its replies fill the memory. */
+function closeIfUnread(transport: SSEServerTransport, res: ServerResponse) {
+  if (res.writableLength <= MAX_UNREAD_BYTES) return;
+  void transport.close();
+  res.destroy(); // close() alone waits until the client has read everything.
+}
+
+/** A session, as the hooks see it. */
+export interface Session {
+  /** The id that the SDK made. Whoever knows it can post into the session: never log all of it. */
+  readonly id: string;
+  /** The address from which the client opened the stream. */
+  readonly address: string | undefined;
+  readonly startedAt: Date;
+}
+
+/** What to call when a session starts and when it ends. A hook that fails is logged. */
+export interface SessionHooks {
+  /** Called once the stream is open and its `endpoint` event has been sent. */
+  onSessionStart?(session: Session): void | Promise<void>;
+  /**
+   * Called once for each start, whichever side ends the session. It waits until the promise of
+   * `onSessionStart` has settled: a start that never settles is never followed by an end.
+   */
+  onSessionEnd?(session: Session): void | Promise<void>;
+}
+
+// ---- HTTP ------------------------------------------------------------------------------------
+
+export interface McpHttpServerOptions {
+  /** Makes the server of one session. It is called for each, since a server has one transport. */
+  getServer: () => McpServer;
+  /** What to call when a session starts and when it ends; by default nothing. */
+  hooks?: SessionHooks | undefined;
+  /** The path of the stream, by default `/sse`. A trailing slash makes no difference. */
+  ssePath?: string | undefined;
+  /** The path to post to, by default `/messages`. It includes the prefix that a proxy adds. */
+  messagesPath?: string | undefined;
+  /** The host names, besides loopback's, that `Host` and `Origin` may have; by default none. */
+  allowedHosts?: string[] | undefined;
+  /** If given, each request must bring it: `Authorization: Bearer <token>`. */
+  token?: string | undefined;
+}
+
+type Options = ReturnType<typeof withDefaults>;
+
+function withDefaults(options: McpHttpServerOptions) {
+  const { hooks = {}, ssePath = '/sse', messagesPath = '/messages', allowedHosts = [] } = options;
+  return {
+    ...options,
+    hooks,
+    ssePath: withoutSlash(ssePath),
+    messagesPath: withoutSlash(messagesPath),
+    allowedHosts: allowedHosts.map((name) => name.toLowerCase()),
+  };
+}
+
+function withoutSlash(path: string) {
+  return path.endsWith('/') ? path.slice(0, -1) : path;
+}
 
 /**
- * Reads the settings from environment variables; one that is unset or empty takes its default.
+ * Makes the HTTP server, which serves once its `listen()` is called.
  *
- * @throws an Error whose message names each wrong setting and says what it must be.
+ * @returns the `http.Server` as `server`, and `shutdown()`, which takes no more sessions, ends
+ *   those that are open, and resolves when all end hooks have finished and the port is free
  */
-export function readSettings(env: Record<string, string | undefined>): Settings {
-  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value?.trim()));
-  const { data, error } = settingsSchema.safeParse(given);
-  assert(data, error?.issues.map(({ path, message }) => `${path.join()} ${message}`.trim()).join());
-  const { HOST, MCP_TOKEN, PANOS_HOSTNAME, PANOS_API_KEY } = data;
-  assert(!PANOS_HOSTNAME === !PANOS_API_KEY, 'PANOS_HOSTNAME and PANOS_API_KEY: set both or none');
-  assert(MCP_TOKEN || LOOPBACK.test(HOST), 'HOST lets other machines in: set MCP_TOKEN as well');
-  return data;
+export function createMcpHttpServer(options: McpHttpServerOptions) {
+  const sessions = new Sessions(withDefaults(options));
+  // A request that takes longer than 30 s to arrive gets 408. An open stream is left alone.
+  const limits = { requestTimeout: 30_000, connectionsCheckingInterval: 1000 };
+  const server = createServer(limits, (req, res) => void handleRequest(sessions, req, res));
+
+  async function shutdown() {
+    const closed = new Promise((resolve) => server.close(resolve));
+    await sessions.shutdown();
+    server.closeAllConnections();
+    await closed;
+  }
+
+  return { server, shutdown };
 }
 
-// ---- The tool --------------------------------------------------------------------------------
+async function handleRequest(sessions: Sessions, req: IncomingMessage, res: ServerResponse) {
+  try {
+    await route(sessions, req, res);
+  } catch (error) {
+    console.error('Error handling request:', error);
+    if (res.headersSent) res.end();
+    else reply(res, 500, 'Error handling request');
+  }
+}
 
-// The fields that every recorded device sends; the addresses and the model are nobody's.
+async function route(sessions: Sessions, req: IncomingMessage, res: ServerResponse) {
+  const { ssePath, messagesPath, allowedHosts, token } = sessions.options;
+  const url = requestedUrl(req);
+  // A pipelined request has no socket yet. Node does not say when one closes before its turn.
+  if (!res.socket) {
+    return reply(res, 400, 'Pipelined request: wait for the answer to the one before it');
+  }
+  if (!isAllowed(req, url, allowedHosts)) {
+    return reply(res, 403, 'Host or Origin not allowed: add its name to the allowed hosts');
+  }
+  const path = url ? withoutSlash(url.pathname) : undefined;
+  if (path !== ssePath && path !== messagesPath) {
+    return reply(res, 404, `Not found: use GET ${ssePath} or POST ${messagesPath}`);
+  }
+  if (!isAuthorized(req, token)) {
+    return reply(res, 401, 'Bearer token needed', { 'WWW-Authenticate': 'Bearer' });
+  }
+  if (path === ssePath && req.method === 'GET') {
+    return sessions.openSession(req, res);
+  }
+  if (path === messagesPath && req.method === 'POST') {
+    return sessions.postMessage(req, res, url?.searchParams.get('sessionId'));
+  }
+  const method = path === ssePath ? 'GET' : 'POST';
+  reply(res, 405, `Method not allowed: use ${method} ${path}`, { Allow: method });
+}
+
+/** The URL that is asked for; undefined if the target is none, such as `*`. */
+function requestedUrl(req: IncomingMessage) {
+  const target = req.url ?? '';
+  if (target.startsWith('/')) return new URL(`http://localhost${target}`);
+  // A target may be a whole URL as well, and must be served (RFC 9112, section 3.2.2).
+  return URL.canParse(target) ? new URL(target) : undefined;
+}
+
+/** Whether the request is meant for this server, and not sent by a web page of another site. */
+function isAllowed(req: IncomingMessage, url: URL | undefined, allowedHosts: string[]) {
+  // A web page can make a browser send requests to 127.0.0.1, but can't change these headers.
+  const { host = '', origin } = req.headers;
+  if (!isAllowedName(hostnameOf(host), allowedHosts)) return false;
+  if (url && !isAllowedName(url.hostname, allowedHosts)) return false;
+  if (origin !== undefined) {
+    return isAllowedName(hostnameOf(origin.replace(/^https?:\/\//, '')), allowedHosts);
+  }
+  // For an image, say, a browser sends no Origin, but it tells that the page is of another site.
+  return req.headers['sec-fetch-site'] !== 'cross-site';
+}
+
+function isAllowedName(name: string | undefined, allowedHosts: string[]) {
+  if (name === undefined) return false;
+  return isLoopback(name) || allowedHosts.includes(name);
+}
+
+/** The name in `name` or `name:port`, in lower case; undefined for anything else. */
+function hostnameOf(host: string) {
+  // URL alone would also take a user, a path or a query.
+  if (!/^[\w.:[\]-]+$/.test(host) || !URL.canParse(`http://${host}`)) return undefined;
+  return new URL(`http://${host}`).hostname;
+}
+
+function isLoopback(name: string) {
+  if (['localhost', '::1', '[::1]'].includes(name.toLowerCase())) return true;
+  return isIPv4(name) && name.startsWith('127.');
+}
+
+function isAuthorized(req: IncomingMessage, token: string | undefined) {
+  if (token === undefined) return true;
+  const given = /^bearer +(\S+)$/i.exec(req.headers.authorization ?? '')?.[1];
+  if (given === undefined) return false;
+  // Comparing hashes takes the same time, however many characters of the token are right.
+  return timingSafeEqual(hash('sha256', given, 'buffer'), hash('sha256', token, 'buffer'));
+}
+
+function reply(res: ServerResponse, status: number, text: string, headers = {}) {
+  res.writeHead(status, { 'Content-Type': 'text/plain', ...headers });
+  res.end(`${text}\n`);
+}
+
+// ==== Replace from here: the tool, the firewall behind it, and their settings =================
+// Then name your settings in `settingsSchema` and your own `getServer()` in `main()`, below.
+
+import { AjvJsonSchemaValidator } from '@modelcontextprotocol/sdk/validation/ajv';
+import { EntityDecoder } from '@nodable/entities';
+import { XMLParser } from 'fast-xml-parser';
+import { interceptors, Pool } from 'undici';
+
+// The fields that every recorded device sends. The addresses and the model belong to nobody.
 const SAMPLE = {
   hostname: 'sample-firewall', devicename: 'sample-firewall', model: 'PA-SAMPLE',
   family: 'sample', 'platform-family': 'sample', serial: '000000000000', netmask: '255.255.255.0',
@@ -83,28 +344,31 @@ const SAMPLE = {
 };
 const SAMPLE_NOTE = 'Sample data: to ask a real firewall, set PANOS_HOSTNAME and PANOS_API_KEY.';
 
-// Made once, like all that is the same in each session: getServer() runs for every one of them.
+// What is the same in every session is made once, because getServer() runs for each of them.
 const jsonSchemaValidator = new AjvJsonSchemaValidator();
-const text = z.string().optional();
-const targetSchema = z.string().regex(/^[\da-zA-Z]{1,32}$/, 'must be a serial number').optional()
-  .describe('Serial number of a firewall that this Panorama manages, to ask that one instead');
+const field = z.string().optional();
+// Clients that ask a person for each argument send an empty one if the person gives none.
+const target = z.string().regex(/^[\da-zA-Z]{0,32}$/, 'must be a serial number').optional();
 const showSystemInfo = {
   title: 'Show system info',
   description: 'Shows the model, serial, versions, addresses and uptime of a Palo Alto firewall.',
-  inputSchema: z.strictObject({ target: targetSchema }),
-  outputSchema: z.looseObject(Object.fromEntries(Object.keys(SAMPLE).map((name) => [name, text]))),
+  inputSchema: z.strictObject({
+    target: target.describe('Serial number of the firewall to ask through this Panorama'),
+  }),
+  outputSchema: z.looseObject(Object.fromEntries(Object.keys(SAMPLE).map((key) => [key, field]))),
   annotations: { readOnlyHint: true, destructiveHint: false, openWorldHint: false },
 };
 
-/** Makes one session's server: never shared, since an McpServer has room for one transport. */
-function getServer(firewall?: Firewall) {
+/** Makes the server of one session. The SDK sends what a tool throws as an `isError` result. */
+export function getServer(firewall: Firewall | undefined) {
   const server = new McpServer({ name: 'mcp-baseline', version: '1.0.0' }, { jsonSchemaValidator });
-  // What a tool throws, the SDK sends as an `isError` result with the message as its text.
-  server.registerTool('show_system_info', showSystemInfo, async ({ target }, { signal }) => {
-    const call = new URLSearchParams('type=op&cmd=<show><system><info></info></system></show>');
-    if (target) call.set('target', target);
-    const system = firewall ? (await askFirewall(firewall, call, signal)).system : SAMPLE;
-    assert(system instanceof Object, 'No system information came back: check PANOS_HOSTNAME.');
+  // At the end of a session the SDK's own signal fires for one call of those that share an id.
+  const sessionEnd = new AbortController();
+  server.server.onclose = () => sessionEnd.abort();
+
+  server.registerTool('show_system_info', showSystemInfo, async ({ target }, extra) => {
+    const signals = [extra.signal, sessionEnd.signal];
+    const system = firewall ? await askSystemInfo(firewall, target, signals) : SAMPLE;
     const content = [{ type: 'text' as const, text: JSON.stringify(system) }];
     if (!firewall) content.push({ type: 'text', text: SAMPLE_NOTE });
     return { structuredContent: system, content };
@@ -112,207 +376,343 @@ function getServer(firewall?: Firewall) {
   return server;
 }
 
-type Firewall = { name: string; apiKey: string; pool: Pool };
+async function askSystemInfo(
+  firewall: Firewall,
+  target: string | undefined,
+  signals: AbortSignal[],
+) {
+  const cmd = '<show><system><info></info></system></show>';
+  const call = new URLSearchParams({ type: 'op', cmd });
+  if (target) call.set('target', target);
+  const { data } = resultSchema.safeParse(await askFirewall(firewall, call, signals));
+  if (data) return data.system;
+  throw new Error('No system information came back: check PANOS_HOSTNAME.');
+}
 
-/** Opens the connections to the device that the settings name, if they name one. */
-function connectFirewall(settings: Settings): Firewall | undefined {
-  const { PANOS_HOSTNAME: origin, PANOS_API_KEY: apiKey, PANOS_SKIP_VERIFY_CERTIFICATE } = settings;
-  if (!origin || !apiKey) return undefined;
-  const connect = { rejectUnauthorized: !PANOS_SKIP_VERIFY_CERTIFICATE };
-  // PAN-OS asks for at most five calls at a time; the Pool lets the rest wait.
+const resultSchema = z.object({ system: z.record(z.string(), z.unknown()) });
+
+const firewallSettings = z.object({
+  PANOS_HOSTNAME: z.string().refine(isOrigin, 'It must be a host, host:port or origin.').optional(),
+  PANOS_API_KEY: secretSchema().optional(),
+  PANOS_SKIP_VERIFY_CERTIFICATE: z.stringbool('It must be true or false.').default(false),
+});
+
+function isOrigin(text: string) {
+  return hostnameOf(text.replace(/^https?:\/\//, '')) !== undefined;
+}
+
+type Firewall = NonNullable<ReturnType<typeof connectFirewall>>;
+
+/** Opens the connections to the device that the settings name; returns undefined for none. */
+export function connectFirewall(settings: z.infer<typeof firewallSettings>) {
+  const { PANOS_HOSTNAME: hostname, PANOS_API_KEY: apiKey } = settings;
+  if (!hostname && !apiKey) return undefined;
+  if (!hostname) throw new Error('PANOS_HOSTNAME is not set. Set it, or unset PANOS_API_KEY.');
+  if (!apiKey) throw new Error('PANOS_API_KEY is not set. Set it, or unset PANOS_HOSTNAME.');
+  const origin = new URL(hostname.includes('://') ? hostname : `https://${hostname}`);
+  const connect = { rejectUnauthorized: !settings.PANOS_SKIP_VERIFY_CERTIFICATE };
+  // PAN-OS asks for at most five calls at a time. The Pool lets the others wait.
   const pool = new Pool(origin, { connections: 5, maxResponseSize: 1024 * 1024, connect });
-  return { name: new URL(origin).host, apiKey, pool };
+  const dispatcher = pool.compose(retryOnce);
+  return { name: origin.host, apiKey, pool, dispatcher, parser: createParser(apiKey) };
+}
+
+const entityDecoder = new EntityDecoder({ numericAllowed: true });
+
+function createParser(apiKey: string) {
+  const encodedKey = encodeURIComponent(apiKey);
+  const keyForms = [apiKey, encodedKey, encodedKey.replace(/%../g, (hex) => hex.toLowerCase())];
+
+  /** Takes the API key out of a text in which the device repeats it. */
+  function withoutKey(_name: string, text: string) {
+    return keyForms.reduce((rest, key) => rest.replaceAll(key, '***'), text.trim());
+  }
+
+  return new XMLParser({
+    ignoreAttributes: false,
+    attributeNamePrefix: '',
+    attributeValueProcessor: withoutKey,
+    tagValueProcessor: withoutKey,
+    parseTagValue: false, // Each value stays the text that was sent: a serial keeps its zeros.
+    entityDecoder, // It also decodes numeric references such as &#233;.
+  });
+}
+
+const CALL_TIMEOUT_MS = 30_000;
+const MAX_QUEUED_CALLS = 50;
+
+// A device may drop a kept-alive connection just when a call is sent. Calls that only read can be
+// sent again on a new connection.
+const retryOnce = interceptors.retry({
+  maxRetries: 1,
+  minTimeout: 0,
+  methods: ['POST'],
+  statusCodes: [],
+  errorCodes: ['ECONNRESET', 'EPIPE', 'UND_ERR_SOCKET'],
+});
+
+/**
+ * Sends one call to the XML API of PAN-OS, and once more if the connection was lost.
+ *
+ * @returns the `<result>` of the reply
+ * @throws an Error whose one sentence says what happened and what to do
+ * @see https://docs.paloaltonetworks.com/pan-os/11-1/pan-os-panorama-api
+ */
+async function askFirewall(firewall: Firewall, call: URLSearchParams, signals: AbortSignal[]) {
+  const { name, pool } = firewall;
+  if (pool.stats.queued >= MAX_QUEUED_CALLS) {
+    throw new Error(`${name} is busy: ${MAX_QUEUED_CALLS} calls wait for it. Try again later.`);
+  }
+  const timeout = new AbortController();
+  const timer = setTimeout(() => timeout.abort(new Error('no reply within 30 s')), CALL_TIMEOUT_MS);
+  const signal = AbortSignal.any([...signals, timeout.signal]);
+  try {
+    signal.throwIfAborted();
+    return await abortable(post(firewall, call, signal), signal);
+  } catch (error) {
+    const { message, code, cause } = error as NodeJS.ErrnoException;
+    // undici says this when it could not fetch the rest of a reply that broke off.
+    const reason = code === 'UND_ERR_REQ_RETRY' ? 'the reply was cut off' : message || code;
+    throw new Error(`Asking ${name} failed (${reason}): ${hintFor(String(code ?? cause))}.`);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Rejects as soon as the signal fires: undici tells a call that waits for its turn only then. */
+function abortable<T>(promise: Promise<T>, signal: AbortSignal) {
+  return new Promise<T>((resolve, reject) => {
+    signal.addEventListener('abort', () => reject(signal.reason));
+    promise.then(resolve, reject);
+  });
+}
+
+async function post(firewall: Firewall, call: URLSearchParams, signal: AbortSignal) {
+  const { apiKey, dispatcher, parser } = firewall;
+  const headers = { 'content-type': 'application/x-www-form-urlencoded', 'x-pan-key': apiKey };
+  const body = call.toString();
+  const reply = await dispatcher.request({ method: 'POST', path: '/api/', headers, body, signal });
+  const response = parseResponse(parser, await reply.body.text());
+  if (!response) {
+    const code = `HTTP ${reply.statusCode}`;
+    throw new Error(`${code} without PAN-OS XML`, { cause: code });
+  }
+  const { status, msg, result } = response;
+  if (status === 'success') return result;
+  const code = textOf(response.code) || String(reply.statusCode);
+  const message = `status ${textOf(status)}, code ${code}: ${textOf(msg ?? result)}`;
+  throw new Error(message, { cause: code });
+}
+
+const replySchema = z.object({
+  response: z.object({
+    status: z.string(),
+    code: z.string().optional(),
+    msg: z.unknown().optional(),
+    result: z.unknown().optional(),
+  }),
+});
+
+/** The `<response>` of a reply; undefined if the reply is anything else. */
+function parseResponse(parser: XMLParser, text: string) {
+  // PAN-OS sends no DOCTYPE. With one, it is a web page, or XML that declares entities to expand.
+  if (text.includes('<!DOCTYPE')) return undefined;
+  try {
+    return replySchema.parse(parser.parse(text.trim(), true)).response;
+  } catch {
+    return undefined;
+  }
 }
 
 /** What to do about a failure, by the code that PAN-OS, HTTP, undici, Node or OpenSSL gives it. */
-const CURES: [RegExp, string][] = [
-  [/^(HTTP )?(15|16|22|401|403)$/, 'check PANOS_API_KEY and the XML API rights of its role'],
-  [/^(HTTP )?\d+$/, 'check the target, if one was given, or try again later'],
-  [/ALTNAME/, 'set PANOS_HOSTNAME to a name that its certificate holds'],
-  [/CERT|SIGNATURE/, 'renew it, or use NODE_EXTRA_CA_CERTS or PANOS_SKIP_VERIFY_CERTIFICATE (lab)'],
-  [/^/, 'check PANOS_HOSTNAME and the way to its management interface, or try again later'],
-];
-
-/**
- * Sends one call to the PAN-OS XML API and returns the `<result>` of the reply.
- *
- * @throws an Error whose one sentence says what happened and what to do.
- */
-async function askFirewall(firewall: Firewall, call: URLSearchParams, signal: AbortSignal) {
-  const stop = new AbortController();
-  signal.addEventListener('abort', () => stop.abort(signal.reason));
-  const timer = setTimeout(() => stop.abort(new Error('no reply within 30 s')), 30_000);
-  // A call that waits for its turn in the Pool does not hear its signal: hence the race.
-  const stopped = once(stop.signal, 'abort').then(() => Promise.reject(stop.signal.reason));
-  return await Promise.race([post(firewall, call, stop.signal), stopped])
-    .catch(({ code = '', message }) => {
-      const cure = CURES.find(([pattern]) => pattern.test(code))?.[1];
-      throw new Error(`Asking ${firewall.name} failed (${(message || code).trim()}): ${cure}.`);
-    })
-    .finally(() => clearTimeout(timer));
+function hintFor(code: string) {
+  if (['15', '16', '22', '401', '403', 'HTTP 401', 'HTTP 403'].includes(code)) {
+    return 'check PANOS_API_KEY and the XML API rights of its role';
+  }
+  if (/^\d+$/.test(code)) return 'check the target if you gave one, or try again later';
+  if (code.includes('ALTNAME')) return 'set PANOS_HOSTNAME to a name that its certificate holds';
+  if (code.includes('CERT') || code.includes('SIGNATURE')) {
+    return 'renew it, or use NODE_EXTRA_CA_CERTS or PANOS_SKIP_VERIFY_CERTIFICATE (lab)';
+  }
+  return 'check PANOS_HOSTNAME and the way to its management interface, or try again later';
 }
 
-// Values are text as sent: a serial keeps its leading zeros, and a version is not a number.
-const xmlOptions = { ignoreAttributes: false, attributeNamePrefix: '', parseTagValue: false,
-  tagValueProcessor: (_tag: string, value: string) => value.trim() };
-const xmlParser = new XMLParser(xmlOptions);
-// Resolves &#233; and the like too; it takes longer, as it builds a table for each reply.
-const entityParser = new XMLParser({ ...xmlOptions, htmlEntities: true });
-
-async function post({ pool, apiKey }: Firewall, call: URLSearchParams, signal: AbortSignal) {
-  const headers = { 'content-type': 'application/x-www-form-urlencoded', 'x-pan-key': apiKey };
-  const request = { path: '/api/', method: 'POST', headers, body: `${call}`, signal } as const;
-  const { statusCode, body } = await pool.request(request);
-  const xml = (await body.text()).trim();
-  // PAN-OS sends no DOCTYPE: one is an HTML page's, or declares entities to expand.
-  const isXml = !xml.includes('<!DOCTYPE') && XMLValidator.validate(xml) === true;
-  const parser = xml.includes('&#') ? entityParser : xmlParser;
-  const response = isXml ? parser.parse(xml).response : undefined;
-  assert(response, `HTTP ${statusCode} without PAN-OS XML`);
-  if (response.status === 'success') return response.result || {};
-  const code = response.code || `HTTP ${statusCode}`;
-  const message = textOf(response.msg ?? response.result).replaceAll(apiKey, '***').slice(0, 500);
-  throw Object.assign(new Error(`status ${response.status}, code ${code}: ${message}`), { code });
+/** The text of a message, which PAN-OS wraps in several elements, cut to a readable length. */
+function textOf(node: unknown): string {
+  const isText = typeof node !== 'object' || node === null;
+  const text = isText ? String(node ?? '') : Object.values(node).map(textOf).join(' ');
+  return text.trim().slice(0, 500);
 }
 
-const textOf = (node: unknown): string =>
-  node instanceof Object ? Object.values(node).map(textOf).join(' ') : String(node ?? '');
+function describeFirewall(settings: Settings) {
+  if (!settings.PANOS_HOSTNAME) return 'none, so the tool answers with sample data';
+  if (!settings.PANOS_SKIP_VERIFY_CERTIFICATE) return settings.PANOS_HOSTNAME;
+  return `${settings.PANOS_HOSTNAME} (warning: its certificate is not checked)`;
+}
 
-// ---- Sessions --------------------------------------------------------------------------------
+// ==== Replace to here =========================================================================
+
+// ---- Settings --------------------------------------------------------------------------------
+
+const PORT_RULE = 'It must be a whole number from 0 to 65535.';
+const port = z.string().regex(/^\d+$/, PORT_RULE).transform(Number);
+const path = z.string().regex(/^(\/[\w~-][\w.~-]*)+$/, 'It must be a path such as /mcp/sse.');
+const hosts = z.string().transform((list) => list.split(/ *, */).map(hostnameOf));
+const settingsSchema = z.object({
+  HOST: z.string().default('127.0.0.1'),
+  PORT: port.pipe(z.number().max(65535, PORT_RULE)).default(3000),
+  SSE_PATH: path.default('/sse'),
+  MESSAGES_PATH: path.default('/messages'),
+  ALLOWED_HOSTS: hosts.pipe(z.array(z.string('It must be host names with commas.'))).default([]),
+  MCP_TOKEN: secretSchema().optional(),
+  ...firewallSettings.shape,
+});
+
+/** The settings, under the names of their environment variables. */
+export type Settings = z.infer<typeof settingsSchema>;
+
+/** A function, and so known above: the firewall's settings have a secret as well. */
+function secretSchema() {
+  return z.string().regex(/^[!-~]+$/, 'It must be printable ASCII without spaces.');
+}
 
 /**
- * A session, as the hooks see it: the id that the SDK made, and the address that the stream's
- * connection comes from. Whoever knows the `id` can post into the session: never log all of it.
- */
-export type Session = { readonly id: string; readonly startedAt: Date; readonly address?: string };
-
-type SessionHook = (session: Session) => unknown;
-
-/**
- * `onSessionStart` is called when a stream is open and its `endpoint` event is out, `onSessionEnd`
- * once after each start, whichever side ends it. Both may be async; if one fails, that is logged.
- */
-export type SessionHooks = { onSessionStart?: SessionHook; onSessionEnd?: SessionHook };
-
-/**
- * Makes the HTTP server, which serves once its `listen()` is called.
+ * Reads the settings from environment variables. One that is unset or blank takes its default.
  *
- * @param options.settings from `readSettings`; by default, all of them have their defaults
- * @param options.hooks what to call when a session starts and ends; by default, nothing
- * @returns an `http.Server`. Its `close()` alone would wait for the open streams for ever:
- *   `closeAllConnections()` ends them, and with them the sessions.
+ * @throws an Error whose message names each wrong setting and says what it must be
  */
-export function createMcpHttpServer(options: { settings?: Settings; hooks?: SessionHooks } = {}) {
-  const { settings = readSettings({}), hooks = {} } = options;
-  const { SSE_PATH, MESSAGES_PATH, ALLOWED_HOSTS, MCP_TOKEN } = settings;
-  const firewall = connectFirewall(settings);
-  const transports = new Map<string, SSEServerTransport>();
-
-  async function openSession(req: IncomingMessage, res: ServerResponse) {
-    // No 'close' would ever end this session: the client has gone, or has pipelined this GET.
-    if (!res.socket || res.socket.destroyed) return res.destroy();
-    const transport = new SSEServerTransport(MESSAGES_PATH, res);
-    const sessionId = transport.sessionId;
-    transports.set(sessionId, transport);
-
-    const session = { id: sessionId, startedAt: new Date(), address: req.socket.remoteAddress };
-    let keepAlive: NodeJS.Timeout | undefined;
-    transport.onclose = () => {
-      // The SDK calls this for close() and again for the response's end: the first one counts.
-      if (!transports.delete(sessionId) || !keepAlive) return;
-      clearInterval(keepAlive);
-      callHook('onSessionEnd', session);
-    };
-    res.once('close', () => transport.onclose?.()); // ends the session if connect() fails below
-    res.setHeader('X-Accel-Buffering', 'no'); // or nginx would hold the events back
-    await getServer(firewall).connect(transport);
-
-    if (!transports.has(sessionId)) return;
-    keepAlive = setInterval(() => {
-      if (res.writableLength > 1024 * 1024) res.destroy();
-      else res.write(': keep-alive\n\n');
-    }, 15_000);
-    callHook('onSessionStart', session);
-  }
-
-  async function postMessage(req: IncomingMessage, res: ServerResponse, query: string) {
-    const sessionId = new URLSearchParams(query).get('sessionId');
-    if (!sessionId) return reply(res, 400, `Missing sessionId parameter: ${SSE_PATH} names one`);
-    const transport = transports.get(sessionId);
-    if (!transport) return reply(res, 404, `Session not found: reconnect to ${SSE_PATH}`);
-    await transport.handlePostMessage(req, res);
-  }
-
-  const callHook = (name: keyof SessionHooks, session: Session) =>
-    Promise.resolve().then(() => hooks[name]?.(session))
-      .catch((error) => console.error(`${name} failed:`, error));
-
-  // ---- HTTP ----------------------------------------------------------------------------------
-
-  const isAllowed = (name = '') => LOOPBACK.test(name) || ALLOWED_HOSTS.includes(name);
-  const methods = new Map([[SSE_PATH, 'GET'], [MESSAGES_PATH, 'POST']]);
-
-  async function handleRequest(req: IncomingMessage, res: ServerResponse) {
-    const { host = '', origin = host, authorization = '' } = req.headers;
-    const isSafe = [host, origin.replace(SCHEME, '')].map(hostnameOf).every(isAllowed);
-    if (!isSafe) return reply(res, 403, 'Host or Origin not allowed: add it to ALLOWED_HOSTS');
-    const [path = '', query = ''] = (req.url ?? '').split('?');
-    const method = methods.get(path.replace(/\/$/, ''));
-    if (!method) return reply(res, 404, `Not found: GET ${SSE_PATH} or POST ${MESSAGES_PATH}`);
-    const bearer = authorization.replace(/^bearer/i, 'Bearer');
-    const isKnown = !MCP_TOKEN || timingSafeEqual(sha256(bearer), sha256(`Bearer ${MCP_TOKEN}`));
-    if (!isKnown) return reply(res, 401, 'Bearer token needed', { 'WWW-Authenticate': 'Bearer' });
-    if (req.method !== method) return reply(res, 405, `Use ${method} ${path}`, { Allow: method });
-    return method === 'GET' ? openSession(req, res) : postMessage(req, res, query);
-  }
-
-  return createServer({ requestTimeout: 30_000, connectionsCheckingInterval: 1000 }, (req, res) => {
-    handleRequest(req, res).catch((error) => {
-      console.error('Error handling request:', error);
-      if (!res.headersSent) reply(res, 500, 'Error handling request');
+export function readSettings(env: Record<string, string | undefined>) {
+  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value?.trim()));
+  const { data, error } = settingsSchema.safeParse(given);
+  if (error) {
+    const faults = error.issues.map(({ path, message }) => {
+      return describeFault(String(path[0]), given[String(path[0])], message);
     });
-  }).on('close', () => firewall?.pool.destroy());
+    throw new Error([...new Set(faults)].join(' '));
+  }
+  const { HOST, SSE_PATH, MESSAGES_PATH, MCP_TOKEN } = data;
+  if (SSE_PATH === MESSAGES_PATH) {
+    throw new Error(`SSE_PATH and MESSAGES_PATH are both ${SSE_PATH}. They must differ.`);
+  }
+  if (!isLoopback(HOST) && !MCP_TOKEN) {
+    throw new Error(`HOST is "${HOST}", which lets other machines in. Set MCP_TOKEN as well.`);
+  }
+  return data;
 }
 
-const sha256 = (text: string) => hash('sha256', text, 'buffer');
+function describeFault(name: string, value: string | undefined, rule: string) {
+  if (value === undefined) return `${name} is not set. ${rule}`;
+  // A secret must not reach a log, and a URL may hold a password in front of its @.
+  const isSecret = /TOKEN|KEY|SECRET|PASSWORD/.test(name) || value.includes('@');
+  return `${name} is ${isSecret ? 'wrong' : JSON.stringify(value)}. ${rule}`;
+}
 
-const reply = (res: ServerResponse, status: number, text: string, headers = {}) =>
-  res.writeHead(status, { 'Content-Type': 'text/plain', ...headers }).end(`${text}\n`);
+/** Reads `.env` in the working directory, if there is one. */
+function readEnvFile() {
+  if (!existsSync('.env')) return {};
+  const text = readFileSync('.env', 'utf8');
+  // PowerShell's `>` writes such files, and their settings would be lost without a word.
+  if (text.startsWith('\uFEFF') || text.includes('\0')) {
+    throw new Error('.env is UTF-16 or has a byte order mark. Save it as UTF-8 without one.');
+  }
+  return parseEnv(text);
+}
 
 // ---- Main ------------------------------------------------------------------------------------
 
-const log = ({ id }: Session, event: string) => console.log(`Session ${id.slice(0, 8)} ${event}`);
+const SHUTDOWN_MS = 5_000;
+const SAME_SIGNAL_MS = 100;
+
 const logHooks: SessionHooks = {
-  onSessionStart: (session) => log(session, `started from ${session.address}`),
-  onSessionEnd: (session) => log(session, `ended after ${Date.now() - +session.startedAt} ms`),
+  onSessionStart(session) {
+    console.log(`Session ${session.id.slice(0, 8)} started from ${session.address}`);
+  },
+  onSessionEnd(session) {
+    const lasted = Date.now() - session.startedAt.getTime();
+    console.log(`Session ${session.id.slice(0, 8)} ended after ${lasted} ms`);
+  },
 };
 
-async function main() {
-  const envFile = `${import.meta.dirname}/.env`;
-  if (existsSync(envFile)) process.loadEnvFile(envFile);
-  const settings = readSettings(process.env);
-  const { HOST, PORT, SSE_PATH, MESSAGES_PATH, MCP_TOKEN, PANOS_HOSTNAME } = settings;
-  const server = createMcpHttpServer({ settings, hooks: logHooks });
-  await once(server.listen(PORT, HOST), 'listening');
-
-  const stop = () => {
-    server.close().closeAllConnections();
-    setTimeout(() => process.exit(), 500).unref(); // a hook that takes longer is left behind
-  };
-  process.once('SIGINT', stop).once('SIGTERM', stop);
-
-  const { port } = server.address() as { port: number };
-  const name = /^(0\.0\.0\.0|::)$/.test(HOST) ? 'localhost' : HOST;
-  const url = `http://${name.includes(':') ? `[${name}]` : name}:${port}`;
-  const auth = MCP_TOKEN ? '-H "Authorization: Bearer <MCP_TOKEN>" ' : '';
-  console.log(`MCP over HTTP+SSE: GET ${url}${SSE_PATH}, POST ${url}${MESSAGES_PATH}`);
-  console.log(`Firewall: ${PANOS_HOSTNAME ?? 'none, so sample data (set PANOS_HOSTNAME)'}`);
-  if (settings.PANOS_SKIP_VERIFY_CERTIFICATE) console.warn('Warning: certificates are not checked');
-  console.log(`Try: curl -N ${auth}${url}${SSE_PATH}`);
+/** Starts the server, with its settings from the environment and from `.env`. */
+export async function main() {
+  // A log reader that goes away, as in `npm start | head -1`, must not end the sessions.
+  process.stdout.on('error', () => undefined);
+  process.stderr.on('error', () => undefined);
+  try {
+    const fileEnv = readEnvFile();
+    const settings = readSettings({ ...fileEnv, ...process.env });
+    const firewall = connectFirewall(settings);
+    const { server, shutdown } = createMcpHttpServer({
+      getServer: () => getServer(firewall),
+      hooks: logHooks,
+      ssePath: settings.SSE_PATH,
+      messagesPath: settings.MESSAGES_PATH,
+      allowedHosts: settings.ALLOWED_HOSTS,
+      token: settings.MCP_TOKEN,
+    });
+    await listen(server, settings);
+    shutDownOnSignals(shutdown);
+    console.log(`Firewall: ${describeFirewall(settings)}`);
+    logStart(server, settings, fileEnv);
+  } catch (error) {
+    // Ends the process even if something else, of a program that calls main(), keeps it running.
+    const line = `Cannot start: ${(error as Error).message}\n`;
+    process.stderr.write(line, () => process.exit(1));
+  }
 }
 
-const [, script = ''] = process.argv;
-if (existsSync(script) && realpathSync(script) === import.meta.filename) main().catch((error) => {
-  console.error(`Cannot start: ${error.message}`);
-  process.exitCode = 1;
-});
+async function listen(server: Server, { HOST, PORT }: Settings) {
+  try {
+    server.listen(PORT, HOST);
+    await once(server, 'listening');
+  } catch (error) {
+    const { message } = error as Error;
+    throw new Error(`HOST ${HOST} with PORT ${PORT} cannot be used: ${message}. Set another one.`);
+  }
+}
+
+/** Ends the sessions at the first signal, and the process at once at the second. */
+function shutDownOnSignals(shutdown: () => Promise<void>) {
+  let firstSignalAt: number | undefined;
+
+  async function onSignal() {
+    if (firstSignalAt !== undefined) {
+      // npm repeats a Ctrl-C that the terminal has sent to this process already.
+      if (Date.now() - firstSignalAt > SAME_SIGNAL_MS) process.exit(1);
+      return;
+    }
+    firstSignalAt = Date.now();
+    setTimeout(() => process.exit(), SHUTDOWN_MS);
+    await shutdown();
+    process.exit();
+  }
+
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => void onSignal());
+}
+
+function logStart(server: Server, settings: Settings, fileEnv: object) {
+  const { HOST, SSE_PATH, MESSAGES_PATH, MCP_TOKEN } = settings;
+  const { port } = server.address() as AddressInfo;
+  const isEveryAddress = HOST === '0.0.0.0' || HOST === '::';
+  const host = isEveryAddress ? 'localhost' : HOST;
+  const url = `http://${isIPv6(host) ? `[${host}]` : host}:${port}`;
+  const header = MCP_TOKEN ? '-H "Authorization: Bearer <MCP_TOKEN>" ' : '';
+  const fromFile = Object.keys(settings).filter((name) => name in fileEnv && !(name in process.env));
+  if (fromFile.length > 0) console.log(`Settings from .env: ${fromFile.join(', ')}`);
+  console.log(`MCP over HTTP+SSE: GET ${url}${SSE_PATH}, POST ${url}${MESSAGES_PATH}`);
+  console.log(`Token: ${MCP_TOKEN ? 'required' : 'not required'}`);
+  console.log(`Try: curl -N ${header}${url}${SSE_PATH}`);
+}
+
+/** Whether this file was started, rather than imported by another one. */
+function isStarted() {
+  try {
+    // Node's own resolver knows that `node .` and `node dist/server` mean this file too.
+    const require = createRequire(import.meta.url);
+    return require.resolve(process.argv[1] ?? '') === import.meta.filename;
+  } catch {
+    return false;
+  }
+}
+
+if (isStarted()) await main();
