@@ -37,6 +37,7 @@ const MAX_UNREAD_BYTES = 1024 * 1024;
 const MAX_MESSAGE_BYTES = 4 * 1024 * 1024; // The SDK's own limit.
 const MAX_POSTED_BYTES = 64 * 1024 * 1024;
 const UNREAD_ANSWER_MS = 30_000;
+const ALL_IN_USE = `All ${MAX_SESSIONS} sessions are in use: try again later`;
 
 /** The open sessions. Each begins in `openSession()` and ends in its `transport.onclose`. */
 class Sessions {
@@ -52,13 +53,14 @@ class Sessions {
 
   /** Answers a GET: its response becomes the stream, and the session lasts as long as that. */
   async openSession(req: IncomingMessage, res: ServerResponse) {
-    if (!this.canOpenStream(req, res)) return;
+    if (req.socket.destroyed) return; // Nothing would ever end the session of a client that left.
+    if (this.isShuttingDown) return reply(res, 503, 'This server is shutting down: reconnect soon');
+    if (this.transports.size >= MAX_SESSIONS) return reply(res, 503, ALL_IN_USE);
+
     const transport = new SSEServerTransport(this.options.messagesPath, res);
     const sessionId = transport.sessionId;
     // Stored before connect() sends the id: the client may post as soon as it has read it.
     this.transports.set(sessionId, transport);
-    res.setHeader('X-Accel-Buffering', 'no'); // Otherwise nginx holds the events back.
-
     const session = { id: sessionId, address: req.socket.remoteAddress, startedAt: new Date() };
     // Declared before onclose, which reads both and may be called while connect() is running.
     let keepAlive: NodeJS.Timeout | undefined;
@@ -70,7 +72,6 @@ class Sessions {
       if (started) this.endSession(session, started);
     };
     transport.onmessage = () => this.beforeMessage(transport, res);
-
     try {
       await this.options.getServer().connect(transport);
     } catch (error) {
@@ -111,20 +112,6 @@ class Sessions {
     this.isShuttingDown = true;
     for (const transport of this.transports.values()) await transport.close();
     await Promise.all(this.runningEnds);
-  }
-
-  /** Whether this response can become a stream. If not, the client is told why. */
-  private canOpenStream(req: IncomingMessage, res: ServerResponse) {
-    if (req.socket.destroyed) return false; // Nothing would end the session of a client that left.
-    if (this.isShuttingDown) {
-      reply(res, 503, 'This server is shutting down: reconnect in a moment');
-      return false;
-    }
-    if (this.transports.size >= MAX_SESSIONS) {
-      reply(res, 503, `All ${MAX_SESSIONS} sessions are in use: try again later`);
-      return false;
-    }
-    return true;
   }
 
   /** The SDK calls this when it has read a message, and refuses the message if this throws. */
@@ -266,6 +253,7 @@ async function route(sessions: Sessions, req: IncomingMessage, res: ServerRespon
     return reply(res, 401, 'Bearer token needed', { 'WWW-Authenticate': 'Bearer' });
   }
   if (path === ssePath && req.method === 'GET') {
+    res.setHeader('X-Accel-Buffering', 'no'); // Otherwise nginx holds the events back.
     return sessions.openSession(req, res);
   }
   if (path === messagesPath && req.method === 'POST') {
@@ -346,16 +334,18 @@ const SAMPLE_NOTE = 'Sample data: to ask a real firewall, set PANOS_HOSTNAME and
 
 // What is the same in every session is made once, because getServer() runs for each of them.
 const jsonSchemaValidator = new AjvJsonSchemaValidator();
-const field = z.string().optional();
+const fieldSchema = z.string().optional();
 // Clients that ask a person for each argument send an empty one if the person gives none.
-const target = z.string().regex(/^[\da-zA-Z]{0,32}$/, 'must be a serial number').optional();
+const targetSchema = z.string().regex(/^[\da-zA-Z]{0,32}$/, 'must be a serial number').optional();
 const showSystemInfo = {
   title: 'Show system info',
   description: 'Shows the model, serial, versions, addresses and uptime of a Palo Alto firewall.',
   inputSchema: z.strictObject({
-    target: target.describe('Serial number of the firewall to ask through this Panorama'),
+    target: targetSchema.describe('Serial number of the firewall to ask through this Panorama'),
   }),
-  outputSchema: z.looseObject(Object.fromEntries(Object.keys(SAMPLE).map((key) => [key, field]))),
+  outputSchema: z.looseObject(
+    Object.fromEntries(Object.keys(SAMPLE).map((name) => [name, fieldSchema])),
+  ),
   annotations: { readOnlyHint: true, destructiveHint: false, openWorldHint: false },
 };
 
@@ -423,9 +413,11 @@ function createParser(apiKey: string) {
   const encodedKey = encodeURIComponent(apiKey);
   const keyForms = [apiKey, encodedKey, encodedKey.replace(/%../g, (hex) => hex.toLowerCase())];
 
-  /** Takes the API key out of a text in which the device repeats it. */
-  function withoutKey(_name: string, text: string) {
-    return keyForms.reduce((rest, key) => rest.replaceAll(key, '***'), text.trim());
+  /** Takes the API key out of a text, in case that the device repeats it. */
+  function withoutKey(_name: string, value: string) {
+    let text = value.trim();
+    for (const key of keyForms) text = text.replaceAll(key, '***');
+    return text;
   }
 
   return new XMLParser({
@@ -490,16 +482,16 @@ function abortable<T>(promise: Promise<T>, signal: AbortSignal) {
 async function post(firewall: Firewall, call: URLSearchParams, signal: AbortSignal) {
   const { apiKey, dispatcher, parser } = firewall;
   const headers = { 'content-type': 'application/x-www-form-urlencoded', 'x-pan-key': apiKey };
-  const body = call.toString();
-  const reply = await dispatcher.request({ method: 'POST', path: '/api/', headers, body, signal });
-  const response = parseResponse(parser, await reply.body.text());
+  const request = { path: '/api/', headers, body: call.toString(), signal };
+  const { statusCode, body } = await dispatcher.request({ method: 'POST', ...request });
+  const response = parseResponse(parser, await body.text());
   if (!response) {
-    const code = `HTTP ${reply.statusCode}`;
+    const code = `HTTP ${statusCode}`;
     throw new Error(`${code} without PAN-OS XML`, { cause: code });
   }
   const { status, msg, result } = response;
   if (status === 'success') return result;
-  const code = textOf(response.code) || String(reply.statusCode);
+  const code = textOf(response.code) || String(statusCode);
   const message = `status ${textOf(status)}, code ${code}: ${textOf(msg ?? result)}`;
   throw new Error(message, { cause: code });
 }
@@ -554,16 +546,17 @@ function describeFirewall(settings: Settings) {
 
 // ---- Settings --------------------------------------------------------------------------------
 
+const HOSTS_RULE = 'It must be host names with commas between them.';
 const PORT_RULE = 'It must be a whole number from 0 to 65535.';
-const port = z.string().regex(/^\d+$/, PORT_RULE).transform(Number);
-const path = z.string().regex(/^(\/[\w~-][\w.~-]*)+$/, 'It must be a path such as /mcp/sse.');
-const hosts = z.string().transform((list) => list.split(/ *, */).map(hostnameOf));
+const portSchema = z.string().regex(/^\d+$/, PORT_RULE).transform(Number);
+const pathSchema = z.string().regex(/^(\/[\w~-][\w.~-]*)+$/, 'It must be a path such as /mcp/sse.');
+const hostsSchema = z.string().transform((list) => list.split(/ *, */).map(hostnameOf));
 const settingsSchema = z.object({
   HOST: z.string().default('127.0.0.1'),
-  PORT: port.pipe(z.number().max(65535, PORT_RULE)).default(3000),
-  SSE_PATH: path.default('/sse'),
-  MESSAGES_PATH: path.default('/messages'),
-  ALLOWED_HOSTS: hosts.pipe(z.array(z.string('It must be host names with commas.'))).default([]),
+  PORT: portSchema.pipe(z.number().max(65535, PORT_RULE)).default(3000),
+  SSE_PATH: pathSchema.default('/sse'),
+  MESSAGES_PATH: pathSchema.default('/messages'),
+  ALLOWED_HOSTS: hostsSchema.pipe(z.array(z.string(HOSTS_RULE))).default([]),
   MCP_TOKEN: secretSchema().optional(),
   ...firewallSettings.shape,
 });
@@ -571,7 +564,7 @@ const settingsSchema = z.object({
 /** The settings, under the names of their environment variables. */
 export type Settings = z.infer<typeof settingsSchema>;
 
-/** A function, and so known above: the firewall's settings have a secret as well. */
+/** It is a function because the settings of the firewall, above, need it as well. */
 function secretSchema() {
   return z.string().regex(/^[!-~]+$/, 'It must be printable ASCII without spaces.');
 }
@@ -697,8 +690,8 @@ function logStart(server: Server, settings: Settings, fileEnv: object) {
   const host = isEveryAddress ? 'localhost' : HOST;
   const url = `http://${isIPv6(host) ? `[${host}]` : host}:${port}`;
   const header = MCP_TOKEN ? '-H "Authorization: Bearer <MCP_TOKEN>" ' : '';
-  const fromFile = Object.keys(settings).filter((name) => name in fileEnv && !(name in process.env));
-  if (fromFile.length > 0) console.log(`Settings from .env: ${fromFile.join(', ')}`);
+  const names = Object.keys(settings).filter((name) => name in fileEnv && !(name in process.env));
+  if (names.length > 0) console.log(`Settings from .env: ${names.join(', ')}`);
   console.log(`MCP over HTTP+SSE: GET ${url}${SSE_PATH}, POST ${url}${MESSAGES_PATH}`);
   console.log(`Token: ${MCP_TOKEN ? 'required' : 'not required'}`);
   console.log(`Try: curl -N ${header}${url}${SSE_PATH}`);
