@@ -14,16 +14,19 @@ import { spawn, spawnSync } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
 import { copyFile, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import http from 'node:http';
+import https from 'node:https';
 import net, { type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { describe, test as nodeTest, type TestContext, type TestOptions } from 'node:test';
+import type { Readable } from 'node:stream';
+import { describe as nodeDescribe, test as nodeTest, type TestContext } from 'node:test';
+import { createUnzip } from 'node:zlib';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
 import { SSEClientTransport } from '@modelcontextprotocol/sdk/client/sse.js';
 import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js';
 import { SSEServerTransport } from '@modelcontextprotocol/sdk/server/sse.js';
-import { createParser } from 'eventsource-parser';
+import { createParser, type EventSourceMessage } from 'eventsource-parser';
 import * as z from 'zod';
 import { createMcpHttpServer, type McpHttpServerOptions, readSettings, type Session } from './server.ts';
 
@@ -32,12 +35,17 @@ import { createMcpHttpServer, type McpHttpServerOptions, readSettings, type Sess
 /** The settings that every start needs. Add those that your own `main()` can't do without. */
 const START = { PORT: '0' };
 
-/** What is to be done instead of the tests, if an argument says so: an exercise, or a load. */
+/** What is to be done instead of the tests, if an argument says so, such as `doctor`. */
 const [, , task] = process.argv;
 
+/** The tests of one section; tests that only wait can do so side by side. */
+function describe(name: string, run: () => void | Promise<void>, { concurrency = 1 } = {}) {
+  if (task === undefined) void nodeDescribe(name, { concurrency }, run);
+}
+
 /** Each test has a limit of its own, wide enough for a busy machine. */
-function test(name: string, run: (t: TestContext) => unknown, options: TestOptions = {}) {
-  void nodeTest(name, { timeout: 60_000, ...options }, async (t) => {
+function test(name: string, run: (t: TestContext) => unknown) {
+  void nodeTest(name, { timeout: 60_000 }, async (t) => {
     await run(t);
   });
 }
@@ -82,35 +90,26 @@ async function connectClient(t: TestContext, url: string) {
   return client;
 }
 
-/** Opens a stream as no client library would show it: `next()` is the next event or comment. */
+/** Opens a stream with a raw client, and waits for its endpoint event. */
 async function openStream(t: TestContext, url: string, headers = {}, path = '/sse') {
-  const aborter = new AbortController();
-  t.after(() => aborter.abort());
-  const response = await fetch(url + path, { headers, signal: aborter.signal });
-  const events = readEvents(response);
-  const next = async () => (await events.next()).value;
-  const endpoint = (await next())?.data ?? '';
-  const sessionId = endpoint.split('=')[1] ?? '';
-  function post(body: unknown, init: RequestInit = {}) {
-    const text = typeof body === 'string' ? body : JSON.stringify(body);
-    const json = { 'content-type': 'application/json' };
-    return fetch(url + endpoint, { method: 'POST', headers: json, body: text, ...init });
+  const stream = await openEventStream(url + path, { headers });
+  t.after(() => stream.close());
+  await stream.waitFor(() => stream.endpoint);
+  await stream.next();
+  const endpoint = stream.endpoint ? stream.endpoint.pathname + stream.endpoint.search : '';
+  const sessionId = stream.endpoint?.searchParams.get('sessionId') ?? '';
+  async function next() {
+    const found = await stream.next();
+    return found && { event: found.event, data: found.data };
   }
-  return { response, endpoint, sessionId, next, post, close: () => aborter.abort() };
-}
-
-/** Reads the events and the comments of a stream; ends when the stream ends. */
-async function* readEvents(response: Response) {
-  const found: { event?: string; data?: string; comment?: string }[] = [];
-  const parser = createParser({
-    onEvent: ({ event = '', data }) => found.push({ event, data }),
-    onComment: (comment) => found.push({ comment: comment.trim() }),
-  });
-  const decoder = new TextDecoder();
-  for await (const chunk of response.body ?? []) {
-    parser.feed(decoder.decode(chunk, { stream: true }));
-    yield* found.splice(0);
-  }
+  return {
+    stream,
+    endpoint,
+    sessionId,
+    next,
+    post: (message: object | string, options: RequestOptions = {}) => stream.post(message, options),
+    close: () => stream.close(),
+  };
 }
 
 /** A request that asks for a reply and for nothing else. */
@@ -206,15 +205,296 @@ async function runServer(
   return { ...run, url };
 }
 
+// The raw client: what is on the wire, and nothing that a client library would hide.
+
+type HeaderMap = Record<string, string>;
+type JsonRpc = {
+  jsonrpc?: unknown;
+  id?: unknown;
+  method?: unknown;
+  result?: unknown;
+  error?: unknown;
+};
+type RequestOptions = {
+  method?: string;
+  headers?: HeaderMap;
+  body?: string;
+  /** How long to wait, in milliseconds. */
+  limit?: number;
+  /** `false` lets an untrusted certificate pass. */
+  rejectUnauthorized?: boolean;
+};
+
+/** `status` is 0 if no answer came; then `text` says why, and `code` is Node's code for it. */
+type Answer = { status: number; headers: http.IncomingHttpHeaders; text: string; code: string };
+type Reply = { event: string; message: JsonRpc };
+
+const MAX_BODY = 64 * 1024;
+const BODY_LIMIT = 1_000;
+const MAX_EVENT = 16 * 1024 * 1024;
+const MAX_KEPT = 200;
+let lastId = 0;
+
+/** Sends one request on a connection of its own; resolves when the response's head is here. */
+function send(url: URL, options: RequestOptions, signal: AbortSignal): Promise<http.IncomingMessage> {
+  const { method = 'GET', body, rejectUnauthorized = true } = options;
+  const headers = { 'user-agent': 'mcp-doctor', ...options.headers };
+  const { request } = url.protocol === 'https:' ? https : http;
+  return new Promise((resolve, reject) => {
+    const settings = { method, headers, rejectUnauthorized, signal, agent: false as const };
+    const outgoing = request(url, settings, resolve);
+    outgoing.on('error', reject);
+    outgoing.end(body);
+  });
+}
+
+/** Why a request failed, in the words of Node; an AggregateError has a code and no message. */
+function failureOf(error: unknown, limit: number) {
+  const { name = '', code = '', message = '' } = error as NodeJS.ErrnoException;
+  if (name === 'TimeoutError' || code === 'ABORT_ERR') {
+    return { code: 'TIMEOUT', text: `no answer within ${seconds(limit)}` };
+  }
+  return { code: String(code), text: message || String(code) };
+}
+
+const seconds = (milliseconds: number) => `${Number((milliseconds / 1000).toPrecision(2))} s`;
+
+/** Reads a body: at most 64 KiB of it, and what comes within a second of the head. */
+async function readBody(response: Readable) {
+  let text = '';
+  const timer = setTimeout(() => response.destroy(), BODY_LIMIT);
+  try {
+    for await (const chunk of response.setEncoding('utf8')) {
+      text += chunk;
+      if (text.length > MAX_BODY) break;
+    }
+  } catch {
+    // The time is over, or the connection broke: what has come is all there is.
+  }
+  clearTimeout(timer);
+  return text;
+}
+
+/** Sends one request and reads its answer. It never rejects. */
+async function ask(url: URL, options: RequestOptions = {}): Promise<Answer> {
+  const { limit = 10_000 } = options;
+  try {
+    const response = await send(url, options, AbortSignal.timeout(limit));
+    const { statusCode: status = 0, headers } = response;
+    return { status, headers, text: await readBody(response), code: '' };
+  } catch (error) {
+    return { status: 0, headers: {}, ...failureOf(error, limit) };
+  }
+}
+
+/** One open stream. Its events wait in `events`, its replies in `replies` under their ids. */
+class EventStream {
+  readonly url: URL;
+  readonly options: RequestOptions;
+  answer: Answer = { status: 0, headers: {}, text: '', code: '' };
+  /** Where to POST, from the `endpoint` event. */
+  endpoint: URL | undefined;
+  readonly events: EventSourceMessage[] = [];
+  readonly comments: string[] = [];
+  readonly replies = new Map<number, Reply>();
+  /** What came as a message though it is no JSON-RPC. */
+  notJsonRpc: string | undefined;
+  /** The event that named the endpoint. */
+  endpointEvent = 'endpoint';
+  bytes = 0;
+  readonly openedAt = Date.now();
+  lastByteAt = this.openedAt;
+  ended = false;
+  /** Whether the server ended the stream, rather than that the connection broke. */
+  endedCleanly = false;
+  private pongs = 0;
+  private readonly changes = new EventEmitter().setMaxListeners(0);
+  private readonly stop = new AbortController();
+  private readonly parser = createParser({
+    onEvent: (event) => this.take(event),
+    onComment: (comment) => void this.comments.push(comment),
+    maxBufferSize: MAX_EVENT,
+  });
+
+  constructor(url: URL, options: RequestOptions) {
+    this.url = url;
+    this.options = options;
+  }
+
+  /** Sends the GET, and resolves when it is answered or the limit is over. */
+  async open() {
+    const { limit = 5_000 } = this.options;
+    const timer = setTimeout(() => this.stop.abort(), limit);
+    try {
+      const headers = { accept: 'text/event-stream', ...this.options.headers };
+      const response = await send(this.url, { ...this.options, headers }, this.stop.signal);
+      this.answer = { ...this.answer, status: response.statusCode ?? 0, headers: response.headers };
+      if (this.isEventStream()) this.listen(response);
+      else await this.readRest(response);
+    } catch (error) {
+      this.answer = { ...this.answer, ...failureOf(error, limit) };
+      this.end();
+    }
+    clearTimeout(timer);
+    return this;
+  }
+
+  isEventStream() {
+    const type = this.answer.headers['content-type'] ?? '';
+    return this.answer.status === 200 && type.toLowerCase().startsWith('text/event-stream');
+  }
+
+  private async readRest(response: http.IncomingMessage) {
+    this.answer.text = await readBody(response);
+    this.end();
+  }
+
+  private listen(response: http.IncomingMessage) {
+    response.on('data', (chunk: Buffer) => {
+      this.bytes += chunk.length;
+      this.lastByteAt = Date.now();
+    });
+    const isCompressed = response.headers['content-encoding'] !== undefined;
+    const body: Readable = isCompressed ? response.pipe(createUnzip()) : response;
+    body.setEncoding('utf8');
+    body.on('data', (text: string) => this.feed(text));
+    body.on('end', () => this.end());
+    body.on('error', () => this.end());
+    response.on('end', () => {
+      this.endedCleanly = true;
+    });
+    response.on('error', () => this.end());
+    response.on('close', () => this.end());
+  }
+
+  private feed(text: string) {
+    try {
+      this.parser.feed(text);
+    } catch {
+      this.close(); // one event of more than 16 MiB
+    }
+    this.changes.emit('change');
+  }
+
+  private take(event: EventSourceMessage) {
+    if (this.events.length < MAX_KEPT) this.events.push(event);
+    const name = event.event ?? 'message';
+    if (!this.endpoint && isEndpoint(name, event.data) && URL.canParse(event.data, this.url)) {
+      this.endpointEvent = name;
+      this.endpoint = new URL(event.data, this.url);
+      return;
+    }
+    const messages = parseMessages(event.data);
+    if (!messages && name === 'message') this.notJsonRpc ??= event.data;
+    messages?.forEach((message) => this.takeMessage(name, message));
+  }
+
+  private takeMessage(event: string, message: JsonRpc) {
+    if (message.method === 'ping' && message.id !== undefined && this.pongs < 10) {
+      this.pongs += 1;
+      void this.post({ jsonrpc: '2.0', id: message.id, result: {} });
+    }
+    const isReply = message.method === undefined && typeof message.id === 'number';
+    if (isReply && this.replies.size < MAX_KEPT) {
+      this.replies.set(message.id as number, { event, message });
+    }
+  }
+
+  /** Waits until `find` finds something; undefined if the stream ends or the limit is over. */
+  async waitFor<Found>(find: () => Found | undefined, limit = 10_000) {
+    const deadline = Date.now() + limit;
+    let found = find();
+    while (found === undefined && !this.ended && Date.now() < deadline) {
+      await this.change(deadline - Date.now());
+      found = find();
+    }
+    return found;
+  }
+
+  private change(limit: number) {
+    return new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, limit);
+      this.changes.once('change', () => {
+        clearTimeout(timer);
+        resolve();
+      });
+    });
+  }
+
+  /** The next event; undefined if the stream ends or the limit is over. */
+  async next(limit?: number) {
+    const event = await this.waitFor(() => this.events[0], limit);
+    if (event) this.events.shift();
+    return event;
+  }
+
+  /** POSTs a message (or a text as it is) to the endpoint. */
+  post(message: object | string, options: RequestOptions = {}): Promise<Answer> {
+    const body = typeof message === 'string' ? message : JSON.stringify(message);
+    const headers = { 'content-type': 'application/json', ...this.options.headers };
+    const settings = { ...this.options, limit: 10_000, headers, ...options, method: 'POST', body };
+    return ask(this.endpoint ?? this.url, settings);
+  }
+
+  /** POSTs a request and waits for its reply on the stream, and `limit` for each of the two. */
+  async request(method: string, params: object = {}, limit = 10_000) {
+    lastId += 1;
+    const id = lastId;
+    const posted = this.post({ jsonrpc: '2.0', id, method, params }, { limit });
+    const answered = posted.then((answer) => isTaken(answer));
+    const replied = this.waitFor(() => this.replies.get(id), limit);
+    // A refused message gets no reply, so nobody needs to wait for one.
+    const isWorthWaiting = await Promise.race([answered, replied.then(() => true)]);
+    const reply = isWorthWaiting ? await replied : undefined;
+    return { id, answer: await posted, reply };
+  }
+
+  close() {
+    this.stop.abort();
+    this.end();
+  }
+
+  private end() {
+    this.ended = true;
+    this.changes.emit('change');
+  }
+}
+
+/** Opens a stream; look at `stream.answer.status` to see whether it is open. */
+function openEventStream(url: string | URL, options: RequestOptions = {}) {
+  return new EventStream(new URL(url), options).open();
+}
+
+const isTaken = ({ status }: Answer) => status >= 200 && status < 300;
+
+/** Some servers forget the event's name; a path or a URL as data tells it all the same. */
+function isEndpoint(name: string, data: string) {
+  return name === 'endpoint' || /^(https?:\/|\/)\S+$/.test(data);
+}
+
+/** The JSON-RPC messages in a text; undefined if it is anything else. */
+function parseMessages(text: string): JsonRpc[] | undefined {
+  try {
+    const value: unknown = JSON.parse(text);
+    const list = (Array.isArray(value) ? value : [value]) as (JsonRpc | null)[];
+    const messages = list.filter((message) => message !== null && typeof message === 'object');
+    return messages.every(({ jsonrpc }) => jsonrpc === '2.0') && messages.length === list.length
+      ? messages : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 // ---- Sessions --------------------------------------------------------------------------------
 
-describe('Sessions', { skip: task !== undefined }, () => {
+describe('Sessions', () => {
   test('a GET opens a stream, whose endpoint event names the path and the SDK\'s session id', async (t) => {
     const { url } = await startServer(t, { messagesPath: '/prefix/messages' });
-    const { response, endpoint } = await openStream(t, url);
-    assert.equal(response.status, 200);
-    assert.equal(response.headers.get('content-type'), 'text/event-stream');
-    assert.equal(response.headers.get('x-accel-buffering'), 'no');
+    const { stream, endpoint } = await openStream(t, url);
+    assert.equal(stream.answer.status, 200);
+    assert.equal(stream.answer.headers['content-type'], 'text/event-stream');
+    assert.equal(stream.answer.headers['x-accel-buffering'], 'no');
+    assert.equal(stream.endpointEvent, 'endpoint');
     const uuid = '[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}';
     assert.match(endpoint, new RegExp(`^/prefix/messages\\?sessionId=${uuid}$`));
   });
@@ -350,9 +630,9 @@ describe('Sessions', { skip: task !== undefined }, () => {
       await connect.call(this, transport);
       throw new Error('connect broke');
     });
-    const { response, sessionId, next } = await openStream(t, url);
-    assert.equal(response.status, 200);
-    assert.equal(await next(), undefined); // The stream ends, and cleanly: next() does not reject.
+    const { stream, sessionId } = await openStream(t, url);
+    assert.equal(stream.answer.status, 200);
+    await untilEnded(stream);
     assert.equal((await postTo(url, sessionId)).status, 404);
   });
 
@@ -365,8 +645,8 @@ describe('Sessions', { skip: task !== undefined }, () => {
       await connect.call(this, transport);
       await transport.close();
     });
-    const { sessionId, next } = await openStream(t, url);
-    assert.equal(await next(), undefined);
+    const { stream, sessionId } = await openStream(t, url);
+    await untilEnded(stream);
     assert.equal((await postTo(url, sessionId)).status, 404);
   });
 
@@ -407,9 +687,9 @@ describe('Sessions', { skip: task !== undefined }, () => {
   test('a comment goes out on each stream every 15 s', async (t) => {
     shorten(t, 'setInterval', 15_000, 50);
     const { url } = await startServer(t);
-    for (const { next } of [await openStream(t, url), await openStream(t, url)]) {
-      assert.deepEqual(await next(), { comment: 'keep-alive' });
-      assert.deepEqual(await next(), { comment: 'keep-alive' });
+    for (const { stream } of [await openStream(t, url), await openStream(t, url)]) {
+      await stream.waitFor(() => stream.comments[1]);
+      assert.deepEqual(stream.comments.slice(0, 2), ['keep-alive', 'keep-alive']);
     }
   });
 
@@ -455,7 +735,7 @@ describe('Sessions', { skip: task !== undefined }, () => {
     assert.equal(await refused.text(), 'All 2 sessions are in use: try again later\n');
     first.close();
     await line(/^Session .* ended/);
-    assert.equal((await openStream(t, url)).response.status, 200);
+    assert.equal((await openStream(t, url)).stream.answer.status, 200);
   });
 
   test('more than 64 MiB of messages at once get 503, until some are through', async (t) => {
@@ -472,7 +752,7 @@ describe('Sessions', { skip: task !== undefined }, () => {
     }
     const refused = await post(ping(1));
     assert.equal(refused.status, 503);
-    assert.match(await refused.text(), /^Too much is being posted/);
+    assert.match(refused.text, /^Too much is being posted/);
     for (const socket of sockets) socket.destroy();
     await eventually(async () => (await post(ping(2))).status === 202);
   });
@@ -513,11 +793,11 @@ describe('Sessions', { skip: task !== undefined }, () => {
       },
     };
     const { url, port, shutdown } = await startServer(t, { hooks });
-    const { next, sessionId } = await openStream(t, url);
+    const { stream, sessionId } = await openStream(t, url);
     const ending = once(gate, 'ending');
     const done = shutdown();
     await ending;
-    assert.equal(await next(), undefined); // The stream has ended: next() would reject otherwise.
+    await untilEnded(stream);
     gate.emit('open');
     await done;
     assert.deepEqual(ended, [sessionId]);
@@ -568,6 +848,13 @@ describe('Sessions', { skip: task !== undefined }, () => {
   });
 });
 
+/** Waits until the server has ended the stream, and asserts that it did so cleanly. */
+async function untilEnded(stream: EventStream) {
+  await stream.waitFor(() => undefined, 30_000);
+  assert.ok(stream.ended, 'the stream is still open');
+  assert.ok(stream.endedCleanly, 'the connection broke');
+}
+
 /** Opens a stream and reads nothing of it. */
 async function openUnread(t: TestContext, port: number, events: EventEmitter) {
   const started = once(events, 'start');
@@ -603,7 +890,7 @@ async function eventually(isSo: () => Promise<boolean>, message = `never true: $
 
 // ---- Requests --------------------------------------------------------------------------------
 
-describe('Requests', { skip: task !== undefined }, () => {
+describe('Requests', () => {
   test('a trailing slash makes no difference, neither in a path nor in a setting', async (t) => {
     const { url } = await startServer(t, { ssePath: '/a/sse/', messagesPath: '/a/messages' });
     for (const path of ['/a/sse', '/a/sse/']) {
@@ -765,8 +1052,7 @@ describe('Requests', { skip: task !== undefined }, () => {
     }
     for (const authorization of ['Bearer t0ken', 'bearer t0ken', 'Bearer  t0ken']) {
       const { post } = await openStream(t, url, { authorization });
-      const headers = { 'content-type': 'application/json', authorization };
-      assert.equal((await post(ping(1), { headers })).status, 202, authorization);
+      assert.equal((await post(ping(1))).status, 202, authorization);
     }
   });
 
@@ -822,9 +1108,9 @@ describe('Requests', { skip: task !== undefined }, () => {
     t.mock.method(SSEServerTransport.prototype, 'handlePostMessage', async () => {
       throw new Error('a bug');
     });
-    const response = await post(ping(1));
-    assert.equal(response.status, 500);
-    assert.equal(await response.text(), 'Error handling request\n');
+    const { status, text } = await post(ping(1));
+    assert.equal(status, 500);
+    assert.equal(text, 'Error handling request\n');
     assert.match(error.mock.calls[0]?.arguments.join(' ') ?? '', /^Error handling request: Error: a bug/);
   });
 
@@ -838,7 +1124,7 @@ describe('Requests', { skip: task !== undefined }, () => {
       res.write('begun');
       throw new Error('a bug');
     });
-    assert.equal(await (await post(ping(1))).text(), 'begun');
+    assert.equal((await post(ping(1))).text, 'begun');
   });
 });
 
@@ -853,7 +1139,7 @@ function statusOf(answer: string) {
 
 // ---- Start and settings ----------------------------------------------------------------------
 
-describe('Start and settings', { skip: task !== undefined }, () => {
+describe('Start and settings', () => {
   test('`npm start` runs the command that these tests run', async () => {
     const file = join(import.meta.dirname, 'package.json');
     const { scripts } = JSON.parse(await readFile(file, 'utf8'));
@@ -865,9 +1151,9 @@ describe('Start and settings', { skip: task !== undefined }, () => {
       const { child, url, lines, exit } = await runServer(t);
       const client = await connectClient(t, url);
       assert.ok((await client.listTools()).tools.length > 0);
-      const { next } = await openStream(t, url);
+      const { stream } = await openStream(t, url);
       child.kill(signal);
-      assert.equal(await next(), undefined); // The stream has ended: next() would reject otherwise.
+      await untilEnded(stream);
       assert.equal(await exit, 0);
       const sessions = lines.filter((line) => line.startsWith('Session '));
       assert.equal(sessions.length, 4);
@@ -1067,9 +1353,2177 @@ async function runSlowHook(t: TestContext, code: string, changes: Record<string,
   return run;
 }
 
+// ==== From here on, delete what you do not need: the doctor ===================================
+
+import { randomBytes, randomUUID } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { parseArgs } from 'node:util';
+import { createGzip } from 'node:zlib';
+import { createMcpExpressApp } from '@modelcontextprotocol/sdk/server/express.js';
+import { StreamableHTTPServerTransport } from '@modelcontextprotocol/sdk/server/streamableHttp.js';
+
+/** What the doctor can find. `heading` is the README's heading: the text that people search for. */
+const FINDINGS = {
+  'unreachable': {
+    kind: 'problem',
+    heading: 'fetch failed, connect ECONNREFUSED',
+    means: 'Nobody answers at this address: the server is not running, it listens on another port, '
+      + 'or it listens on 127.0.0.1 inside a container.',
+    cure: 'Start the server and compare host and port; inside a container, let it listen on '
+      + '0.0.0.0; if HTTP_PROXY is set, set NO_PROXY=localhost,127.0.0.1 for the client.',
+  },
+  'untrusted-certificate': {
+    kind: 'problem',
+    heading: 'self-signed certificate',
+    means: 'The encrypted connection (TLS) fails, mostly because the client does not trust the '
+      + "server's certificate.",
+    cure: 'Give the server a certificate that its clients trust, or name the file of its CA in '
+      + 'NODE_EXTRA_CA_CERTS for the client; a port that speaks plain HTTP needs http://.',
+  },
+  'unauthorized': {
+    kind: 'problem',
+    heading: 'SSE error: Non-200 status code (401)',
+    means: 'The server wants a token, and it got none or a wrong one.',
+    cure: 'Send the token on the GET and on every POST; the doctor takes one by '
+      + '--header "Authorization: Bearer …".',
+  },
+  'host-refused': {
+    kind: 'problem',
+    heading: 'SSE error: Non-200 status code (403)',
+    means: 'A check of the Host or Origin header refuses the name in this URL, or the token that '
+      + 'was sent has no right to enter.',
+    cure: "Add this host name to the server's allowed hosts, or let the proxy send a name that is "
+      + 'allowed.',
+  },
+  'streamable-http': {
+    kind: 'problem',
+    heading: 'SSE error: Non-200 status code (405)',
+    means: 'The server speaks MCP at this URL, but by the newer Streamable HTTP transport and not '
+      + 'by SSE.',
+    cure: "Set the type of this server to `http` in the client's configuration.",
+  },
+  'wrong-url': {
+    kind: 'problem',
+    heading: 'SSE error: Non-200 status code (404)',
+    means: 'No stream of MCP events is served at this URL.',
+    cure: 'Use the URL of the stream; it often ends in /sse, below the prefix of a proxy if there '
+      + 'is one.',
+  },
+  'bad-gateway': {
+    kind: 'problem',
+    heading: 'SSE error: Non-200 status code (502)',
+    means: 'A proxy answers, but the server behind it does not; a client that meets this answer '
+      + 'while it reconnects gives up for good.',
+    cure: "Start the server, and compare the address in the proxy's configuration with the "
+      + "server's own.",
+  },
+  'buffered': {
+    kind: 'problem',
+    heading: 'The client hangs while connecting',
+    means: 'The first event does not arrive: a proxy or a compression holds the events back, or '
+      + 'the server never sends its `endpoint` event.',
+    cure: 'Switch buffering and compression off for the stream (nginx: `proxy_buffering off;` and '
+      + '`gzip off;`, or the header `X-Accel-Buffering: no` from the server).',
+  },
+  'other-origin': {
+    kind: 'problem',
+    heading: 'Endpoint origin does not match connection origin',
+    means: 'The `endpoint` event names another origin than the URL, often an internal host name, '
+      + 'and many clients refuse that.',
+    cure: 'Let the server send a path alone, such as /messages?sessionId=…, without scheme and '
+      + 'host.',
+  },
+  'missing-prefix': {
+    kind: 'problem',
+    heading: 'Error POSTing to endpoint (HTTP 404)',
+    means: "The path in the `endpoint` event lacks the prefix that a proxy or a mount has put "
+      + 'before it, so each POST goes astray.',
+    cure: "Let the server send the full path with the prefix in its `endpoint` event.",
+  },
+  'id-not-filed': {
+    kind: 'problem',
+    heading: 'Could not find session',
+    means: 'The id that the `endpoint` event names is not one that the server keeps: it was made a '
+      + "second time, filed under another name, or removed when the GET's handler was through.",
+    cure: "File each transport under the id that the transport itself has, before the stream "
+      + 'starts, and remove it only when the response closes.',
+  },
+  'filed-late': {
+    kind: 'problem',
+    heading: 'No transport found for sessionId',
+    means: 'The server files the session only after the `endpoint` event has gone out, so a quick '
+      + 'client is told that its session is unknown.',
+    cure: 'File the transport before it is connected, and await nothing between the two.',
+  },
+  'removed-early': {
+    kind: 'problem',
+    heading: 'Session not found',
+    means: 'Something ends or forgets the session while its client still listens: a handler that '
+      + 'returns, a timer, or an error handler.',
+    cure: 'Remove a transport only when its own response closes, and never end that response from '
+      + "the GET's handler.",
+  },
+  'several-processes': {
+    kind: 'problem',
+    heading: 'Could not find session, with workers or replicas',
+    means: 'Some messages reach a process that does not hold the stream: several workers or '
+      + 'replicas stand behind this URL.',
+    cure: 'Run one process, or give each replica a path of its own for messages; affinity by '
+      + 'cookie does not help, since MCP clients keep no cookies.',
+  },
+  'body-already-read': {
+    kind: 'problem',
+    heading: 'stream is not readable',
+    means: 'Something has read the body of the POST, such as express.json(), before the transport '
+      + 'came to it.',
+    cure: 'Take the body parser away from this path, or hand its result on: '
+      + '`transport.handlePostMessage(req, res, req.body)`.',
+  },
+  'shared-server': {
+    kind: 'problem',
+    heading: 'Already connected to a transport',
+    means: 'All sessions share one server or one transport, so a second client breaks the first '
+      + 'one or is refused.',
+    cure: 'Make a new server and a new transport in each GET, and keep the transports in a map by '
+      + 'their ids.',
+  },
+  'reply-lost': {
+    kind: 'problem',
+    heading: '-32001 Request timed out',
+    means: "A message got no reply on the session's stream: the reply fails, or goes to another "
+      + "process, into the POST's own body, or to a dead stream.",
+    cure: "Let the transport that holds this session's stream handle the message, and read the "
+      + "server's log at the time of the POST.",
+  },
+  'wrong-event-name': {
+    kind: 'problem',
+    heading: 'Waiting for server to respond to initialize request',
+    means: 'Events come under a name that clients do not listen for: they know `endpoint` for the '
+      + 'first one and `message` for all others.',
+    cure: 'Write `event: message` before the data of each reply.',
+  },
+  'heartbeat-as-data': {
+    kind: 'problem',
+    heading: 'Unexpected token, not valid JSON',
+    means: 'The server sends something as a `message` event that is no JSON-RPC message, probably '
+      + 'a heartbeat, and clients fail to read it.',
+    cure: 'Send a heartbeat as a comment: a line that begins with a colon, and an empty line.',
+  },
+  'killed-by-bad-message': {
+    kind: 'problem',
+    heading: 'Session not found after one bad message',
+    means: 'One message that is not JSON ends the whole session.',
+    cure: 'Answer such a message with 400, and neither close nor remove the transport in an error '
+      + 'handler.',
+  },
+  'cut-off': {
+    kind: 'problem',
+    heading: 'terminated: other side closed',
+    means: 'The stream is ended after a while though nobody asked for it: the server or a proxy '
+      + 'limits the time of a request, or of its silence.',
+    cure: 'Raise that limit for the path of the stream; a comment every 15 s helps against a limit '
+      + 'on silence only (nginx: proxy_read_timeout).',
+  },
+  'silent-stream': {
+    kind: 'risk',
+    heading: 'Body Timeout Error',
+    means: 'Nothing is sent on an idle stream, and many clients and proxies give up on a silent '
+      + 'stream (Node and Python after 300 s).',
+    cure: 'Write a comment (`: keep-alive` and an empty line) to each stream every 15 s.',
+  },
+  'not-before-initialize': {
+    kind: 'risk',
+    heading: 'Received request before initialization was complete',
+    means: 'A client that reconnects by itself and goes on without `initialize` is locked out.',
+    cure: 'Let the client send `initialize` on each new stream; most servers cannot be set '
+      + 'otherwise.',
+  },
+  'unknown-id-accepted': {
+    kind: 'risk',
+    heading: 'Calls hang after a restart of the server',
+    means: 'The server does not refuse an id that it never gave out, so a client whose session is '
+      + 'gone never notices.',
+    cure: 'Answer 404 to a POST whose id is not known.',
+  },
+  'ended-id-accepted': {
+    kind: 'risk',
+    heading: 'Memory grows with each session',
+    means: 'The server keeps a session after its stream has ended: memory grows, and later calls '
+      + 'hang.',
+    cure: 'Remove the transport when its response closes (`transport.onclose`).',
+  },
+  'any-host-accepted': {
+    kind: 'risk',
+    heading: 'DNS rebinding',
+    means: 'A server on this machine answers requests made for a foreign host name, so a web page '
+      + 'in your browser can reach it.',
+    cure: 'Refuse each request whose Host header is not localhost, 127.0.0.1 or a name that you '
+      + 'allow.',
+  },
+} as const;
+
+type FindingName = keyof typeof FINDINGS;
+type Finding = { name: FindingName; kind: 'problem' | 'risk'; seen: string };
+
+// ---- The checks ------------------------------------------------------------------------------
+
+/** The waiting times, in milliseconds; the tests pass shorter ones. */
+const LIMITS = {
+  /** For the head of the stream, and then for its `endpoint` event. */
+  endpointLimit: 5_000,
+  /** For the answer to a POST, and then for the reply on the stream. */
+  replyLimit: 10_000,
+  /** For the answer to a POST with an id that does not exist. */
+  refusalLimit: 5_000,
+  /** Before something is tried again, and after a stream has been closed. */
+  pause: 1_000,
+  /** How long the open stream is watched. */
+  watch: 40_000,
+  /** A shorter watch says nothing about silence: many servers write once in 15 s. */
+  shortestSilence: 20_000,
+};
+
+type DoctorOptions = Partial<typeof LIMITS> & { headers?: HeaderMap };
+type Line = { sign: '✔' | '✘' | '!' | ' '; text: string; finding?: FindingName };
+type Diagnosis = { url: string; findings: Finding[] };
+
+/** All that one visit to a server has to remember. */
+type Visit = {
+  url: URL;
+  headers: HeaderMap;
+  limits: typeof LIMITS;
+  report: (line: Line) => void;
+  findings: Finding[];
+  streams: EventStream[];
+  rejectUnauthorized: boolean;
+  /** What a browser's or Node's fetch would send. */
+  encoding: string;
+  redirects: number;
+  /** The prefix that the server's endpoint lacks. */
+  prefix: string;
+  /** How long to wait on a new stream before its first POST. */
+  settle: number;
+  /** The answer to a made-up id: that is what "unknown session" looks like on this server. */
+  unknown: Answer | undefined;
+  /** The other origin that the `endpoint` event names, if it does. */
+  otherOrigin: string | undefined;
+  /** Whether `tools/list` works once a session is initialized. */
+  listsTools: boolean;
+  secrets: Set<string>;
+  ids: Set<string>;
+};
+
+/** What came of one exchange of messages on a stream; `trouble` is undefined if all went well. */
+type Outcome = {
+  trouble?: 'refused' | 'lost' | 'ended';
+  answer: Answer;
+  reply?: Reply;
+  seen: string;
+};
+
+/**
+ * Looks at a server from outside and says why its sessions fail.
+ *
+ * @param options.headers to send with each request, such as an `Authorization`
+ * @param report is told each line as soon as it is known
+ */
+async function diagnose(
+  url: string | URL, options: DoctorOptions = {}, report: (line: Line) => void = () => {},
+): Promise<Diagnosis> {
+  const { headers = {}, ...limits } = options;
+  const visit: Visit = {
+    url: new URL(url), headers, limits: { ...LIMITS, ...limits }, report,
+    findings: [], streams: [], rejectUnauthorized: true, encoding: 'gzip, deflate',
+    redirects: 0, prefix: '', settle: 0, unknown: undefined, otherOrigin: undefined,
+    listsTools: false, secrets: new Set(), ids: new Set(),
+  };
+  rememberSecrets(visit);
+  try {
+    await examine(visit);
+  } finally {
+    closeStreams(visit);
+  }
+  return { url: hide(visit, visit.url.href), findings: visit.findings };
+}
+
+async function examine(visit: Visit) {
+  const first = await checkStream(visit);
+  if (!first) return;
+  checkOrigin(visit, first);
+  const session = await checkMessages(visit, first);
+  checkEvents(visit);
+  await checkUnknownId(visit, session ?? first);
+  if (session) await checkTogether(visit, session);
+  closeStreams(visit);
+  await checkEndedId(visit, session ?? first);
+  // Where sessions are lost already, what follows would only show that once more.
+  const isReliable = session !== undefined && !SESSION_LOST.some((name) => isNamed(visit, name));
+  if (isReliable) await checkUninitialized(visit);
+  await checkHost(visit);
+  await checkWatch(visit, isReliable);
+  if (isReliable) await checkBadMessage(visit);
+  checkEvents(visit);
+}
+
+const SESSION_LOST: FindingName[] = ['id-not-filed', 'removed-early', 'several-processes'];
+
+// What is said about the server.
+
+function pass(visit: Visit, text: string) {
+  visit.report({ sign: '✔', text: hide(visit, text) });
+}
+
+function note(visit: Visit, text: string) {
+  visit.report({ sign: ' ', text: hide(visit, text) });
+}
+
+function accuse(visit: Visit, name: FindingName, text: string) {
+  if (isNamed(visit, name)) return;
+  const { kind } = FINDINGS[name];
+  const seen = hide(visit, text);
+  visit.findings.push({ name, kind, seen });
+  visit.report({ sign: kind === 'risk' ? '!' : '✘', text: seen, finding: name });
+}
+
+const isNamed = (visit: Visit, name: FindingName) =>
+  visit.findings.some((finding) => finding.name === name);
+
+/** Header values, a password and values in the URL's query may all be somebody's token. */
+function rememberSecrets(visit: Visit) {
+  const { url, headers, secrets } = visit;
+  const parameters = [...url.searchParams].filter(([name, value]) =>
+    value.length >= 16 || /key|token|secret|auth|pass/i.test(name));
+  const values = [
+    ...Object.values(headers), ...parameters.map(([, value]) => value), url.password,
+  ];
+  const schemes = ['bearer', 'basic', 'token'];
+  const words = values.flatMap((value) => [value, ...value.split(/\s+/)])
+    .filter((word) => word.length >= 4 && !schemes.includes(word.toLowerCase()));
+  for (const word of words) secrets.add(word).add(encodeURIComponent(word)).add(encodeURI(word));
+}
+
+/** Hides tokens and session ids, and whatever else in a server's answer looks like either. */
+function hide(visit: Visit, text: string) {
+  let hidden = text.replace(/\p{Cc}/gu, ' ');
+  // The longest first, since one secret can be a part of another.
+  const secrets = [...visit.secrets].sort((one, other) => other.length - one.length);
+  for (const secret of secrets) hidden = hidden.replaceAll(secret, '***');
+  for (const id of visit.ids) {
+    if (id.length >= 4) hidden = hidden.replaceAll(id, shortenId(id));
+    else hidden = hidden.replaceAll(`=${id}`, '=…').replaceAll(`/${id} `, '/… ');
+  }
+  return hidden.replace(/(?=[\w-]*\d)[\w-]{20,}/g, shortenId);
+}
+
+const shortenId = (id: string) => `${id.slice(0, Math.min(8, Math.floor(id.length / 2)))}…`;
+
+function pathOf(url: URL) {
+  return url.pathname + url.search;
+}
+
+/** `POST /messages?sessionId=6fa1dbae… 404 "Session not found"` */
+function describeAnswer(method: string, url: URL, { status, text }: Answer) {
+  const quoted = quote(text);
+  if (status === 0) return `${method} ${pathOf(url)} failed: ${quoted.slice(1, -1)}`;
+  return `${method} ${pathOf(url)} ${status} ${quoted}`.trim();
+}
+
+/** A server's text in one short line, without markup and without what could steer a terminal. */
+function quote(text: string) {
+  const line = text.replace(/<(style|script|head)[\s\S]*?<\/\1>|<[^>]*>|[\p{C}\s]+/gu, ' ')
+    .replace(/&(#39|quot);/g, "'").replace(/&\w+;| +/g, ' ').replace(/ +/g, ' ').trim();
+  if (line === '') return '';
+  return line.length > 100 ? `"${line.slice(0, 100)}…"` : `"${line}"`;
+}
+
+// Streams and sessions.
+
+/** Opens a stream as a client would, and waits for its `endpoint` event. */
+async function connect(visit: Visit, extra: HeaderMap = {}): Promise<EventStream> {
+  const { url, limits, encoding, rejectUnauthorized } = visit;
+  const headers = { 'accept-encoding': encoding, ...visit.headers, ...extra };
+  const limit = limits.endpointLimit;
+  const stream = await openEventStream(url, { headers, limit, rejectUnauthorized });
+  visit.streams.push(stream);
+  const endpoint = await stream.waitFor(() => stream.endpoint, limit);
+  if (!endpoint) return stream;
+  rememberId(visit, endpoint);
+  if (endpoint.origin !== url.origin) visit.otherOrigin ??= endpoint.origin;
+  stream.endpoint = beside(url, visit.prefix + endpoint.pathname, endpoint.search);
+  return stream;
+}
+
+/** Another path at the URL's own origin: no token goes anywhere else, whatever the path is. */
+function beside(url: URL, pathname: string, search: string) {
+  const target = new URL(url);
+  target.pathname = pathname;
+  target.search = search;
+  return target;
+}
+
+function closeStreams(visit: Visit) {
+  for (const stream of visit.streams) stream.close();
+}
+
+/** The session id in the endpoint, and the parameter that it is in; without one, in the path. */
+function findId(endpoint: URL): { id: string; parameter?: string } | undefined {
+  const parameters = [...endpoint.searchParams];
+  const named = parameters.find(([name]) => /session|(^|_)s?id$/i.test(name)) ?? parameters[0];
+  if (named) return { parameter: named[0], id: named[1] };
+  const id = endpoint.pathname.split('/').findLast((segment) => /\d/.test(segment));
+  return id === undefined ? undefined : { id };
+}
+
+function rememberId(visit: Visit, endpoint: URL) {
+  const found = findId(endpoint);
+  if (!found) return;
+  const asParameter = new URLSearchParams({ id: found.id }).toString().slice('id='.length);
+  visit.ids.add(found.id).add(encodeURIComponent(found.id)).add(asParameter);
+}
+
+/** The same endpoint with an id that nobody has been given, of the same form. */
+function inventId(visit: Visit, endpoint: URL) {
+  const found = findId(endpoint);
+  if (!found) return undefined;
+  const { id, parameter } = found;
+  const isUuid = /^[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}$/i.test(id);
+  const invented = isUuid ? randomUUID() : id.replace(/[a-z\d]/gi, randomLike).padEnd(9, '7');
+  visit.ids.add(invented);
+  const url = new URL(endpoint);
+  const end = url.pathname.lastIndexOf(id);
+  if (parameter) url.searchParams.set(parameter, invented);
+  else url.pathname = url.pathname.slice(0, end) + invented + url.pathname.slice(end + id.length);
+  return url;
+}
+
+function randomLike(character: string) {
+  const [byte = 0] = randomBytes(1);
+  if (/\d/.test(character)) return String(byte % 10);
+  const letter = 'abcdef'.charAt(byte % 6);
+  return character === character.toUpperCase() ? letter.toUpperCase() : letter;
+}
+
+const INITIALIZE = {
+  protocolVersion: '2024-11-05', capabilities: {}, clientInfo: { name: 'doctor', version: '1.0.0' },
+};
+
+/** What each client does first on a new stream: `initialize`, then a few harmless requests. */
+async function exchange(visit: Visit, stream: EventStream): Promise<Outcome> {
+  await sleep(visit.settle);
+  const started = await call(visit, stream, 'initialize', INITIALIZE);
+  if (started.trouble) return started;
+  const notification = { jsonrpc: '2.0', method: 'notifications/initialized' };
+  const notified = await stream.post(notification, { limit: visit.limits.replyLimit });
+  if (!isTaken(notified)) return refused(stream, notified);
+  const listed = await call(visit, stream, 'tools/list');
+  if (listed.trouble) return listed;
+  visit.listsTools = listed.reply?.message.result !== undefined;
+  const pinged = await call(visit, stream, 'ping');
+  return pinged.trouble ? pinged : started;
+}
+
+/** Sends one request on a session, and says what came of it. */
+async function call(
+  visit: Visit, stream: EventStream, method: string, params: object = {},
+): Promise<Outcome> {
+  const { endpoint = stream.url } = stream;
+  const { answer, reply } = await stream.request(method, params, visit.limits.replyLimit);
+  const seen = describeAnswer('POST', endpoint, answer);
+  if (reply) return { answer, seen, reply };
+  if (stream.ended) return { trouble: 'ended', answer, seen: `${seen}, and the stream ended` };
+  if (!isTaken(answer) && answer.status !== 0) return refused(stream, answer);
+  const limit = seconds(visit.limits.replyLimit);
+  const inBody = parseMessages(answer.text) ? "; it came in the POST's own body" : '';
+  const lost = `${seen}, and no reply to ${method} on the stream within ${limit}${inBody}`;
+  return { trouble: 'lost', answer, seen: lost };
+}
+
+function refused(stream: EventStream, answer: Answer): Outcome {
+  const { endpoint = stream.url } = stream;
+  return { trouble: 'refused', answer, seen: describeAnswer('POST', endpoint, answer) };
+}
+
+/** Whether two answers say the same; ids, numbers and paths in them may differ. */
+function isSame(visit: Visit, one: Answer, other: Answer) {
+  return one.status === other.status && plain(visit, one.text) === plain(visit, other.text);
+}
+
+function plain(visit: Visit, text: string) {
+  let result = text;
+  for (const id of visit.ids) {
+    if (id.length >= 4) result = result.replaceAll(id, '');
+  }
+  return result.replace(/\/[\w/.~%-]*|\d+/g, '').toLowerCase();
+}
+
+// The stream and its first event.
+
+async function checkStream(visit: Visit): Promise<EventStream | undefined> {
+  const first = await connect(visit);
+  if (first.endpoint) return greet(visit, first);
+  if (follow(visit, first)) return checkStream(visit);
+  await sleep(visit.limits.pause);
+  const withCompression = visit.encoding;
+  visit.encoding = 'identity';
+  const second = await connect(visit);
+  if (second.endpoint) {
+    await proveCompression(visit, withCompression);
+    return greet(visit, second);
+  }
+  await explainStream(visit, second);
+  if (!isNamed(visit, 'untrusted-certificate') || !visit.rejectUnauthorized) return undefined;
+  return distrust(visit);
+}
+
+function greet(visit: Visit, stream: EventStream) {
+  const { headers } = stream.answer;
+  const encoding = headers['content-encoding'] ? `, ${headers['content-encoding']}` : '';
+  pass(visit, `GET ${pathOf(visit.url)} 200 ${headers['content-type']}${encoding}`);
+  return stream;
+}
+
+/** Follows a redirect, as clients do; the headers, and so a token, stay with their origin. */
+function follow(visit: Visit, { answer }: EventStream) {
+  const { location } = answer.headers;
+  const isRedirect = answer.status >= 300 && answer.status < 400;
+  if (!isRedirect || !location || !URL.canParse(location, visit.url)) return false;
+  const target = new URL(location, visit.url);
+  if (!target.protocol.startsWith('http') || visit.redirects >= 3) return false;
+  const to = target.origin + pathOf(target);
+  note(visit, `GET ${pathOf(visit.url)} ${answer.status} leads to ${to}`);
+  visit.redirects += 1;
+  if (target.origin !== visit.url.origin) visit.headers = {};
+  visit.url = target;
+  return true;
+}
+
+/** The event came without compression: was it the compression, or did it just take a second try? */
+async function proveCompression(visit: Visit, withCompression: string) {
+  visit.encoding = withCompression;
+  const third = await connect(visit);
+  third.close();
+  if (third.endpoint) return;
+  visit.encoding = 'identity';
+  const limit = seconds(visit.limits.endpointLimit);
+  accuse(visit, 'buffered', `GET ${pathOf(visit.url)} brings no endpoint event within ${limit} if `
+    + `the client accepts "${withCompression}", and brings it at once without compression`);
+}
+
+/** Without a token to lose, the doctor goes on past a certificate that it can't trust. */
+async function distrust(visit: Visit) {
+  if (Object.keys(visit.headers).length > 0 || visit.url.password) return undefined;
+  visit.rejectUnauthorized = false;
+  note(visit, 'The doctor goes on without checking the certificate.');
+  return checkStream(visit);
+}
+
+async function explainStream(visit: Visit, stream: EventStream) {
+  const { answer } = stream;
+  const seen = describeAnswer('GET', visit.url, answer);
+  if (answer.status === 0 && answer.code !== 'TIMEOUT') return explainConnection(visit, answer);
+  if (answer.status === 401) return accuse(visit, 'unauthorized', seen);
+  const probe = await postInitialize(visit, visit.url);
+  if (isMcp(probe)) {
+    const posted = `POST ${pathOf(visit.url)} ${probe.status}, answered by MCP`;
+    return accuse(visit, 'streamable-http', `${seenOf(visit, stream)}; ${posted}`);
+  }
+  if ([403, 421].includes(answer.status)) return accuse(visit, 'host-refused', seen);
+  // Somebody else's session is open already, and the one server for all has no room.
+  if (/already (connected|started)/i.test(answer.text)) return accuse(visit, 'shared-server', seen);
+  if ([502, 503, 504].includes(answer.status)) return accuse(visit, 'bad-gateway', seen);
+  if (stream.bytes === 0 && (answer.status === 0 || isStillOpen(stream))) {
+    return explainSilence(visit, stream, probe);
+  }
+  return explainWrongUrl(visit, stream);
+}
+
+const isStillOpen = (stream: EventStream) => stream.isEventStream() && !stream.ended;
+
+function seenOf(visit: Visit, stream: EventStream) {
+  const { answer } = stream;
+  const type = answer.headers['content-type'] ?? 'without a content type';
+  if (stream.isEventStream()) {
+    const limit = seconds(visit.limits.endpointLimit);
+    return `GET ${pathOf(visit.url)} 200 ${type}, and no endpoint event within ${limit}`;
+  }
+  if (answer.status === 200) {
+    return `GET ${pathOf(visit.url)} 200 ${type}, which is no event stream`;
+  }
+  return describeAnswer('GET', visit.url, answer);
+}
+
+function explainConnection(visit: Visit, { code, text }: Answer) {
+  const seen = `GET ${visit.url.origin}${pathOf(visit.url)} failed: ${code} ${quote(text)}`;
+  if (/CERT|SIGNATURE|HOSTNAME|SSL|TLS|EPROTO/.test(code)) {
+    return accuse(visit, 'untrusted-certificate', seen);
+  }
+  const names = ['HTTP_PROXY', 'http_proxy', 'HTTPS_PROXY', 'https_proxy', 'ALL_PROXY'];
+  const proxy = names.find((name) => process.env[name]);
+  const hint = proxy ? `; ${proxy} is set here, and a client that obeys it asks that proxy` : '';
+  return accuse(visit, 'unreachable', seen + hint);
+}
+
+async function explainSilence(visit: Visit, stream: EventStream, probe: Answer) {
+  const limit = seconds(visit.limits.endpointLimit);
+  const seen = stream.answer.status === 0
+    ? `GET ${pathOf(visit.url)} gets no answer within ${limit}` : seenOf(visit, stream);
+  if (stream.answer.status === 200 || probe.status > 0) {
+    const others = probe.status > 0
+      ? `, while a POST to the same URL is answered (${probe.status})` : '';
+    return accuse(visit, 'buffered', seen + others);
+  }
+  const root = await ask(new URL('/', visit.url), requestOptions(visit));
+  if (root.status > 0) {
+    return accuse(visit, 'buffered', `${seen}, while GET / is answered (${root.status})`);
+  }
+  return accuse(visit, 'unreachable', `${seen}, and neither does any other request`);
+}
+
+async function explainWrongUrl(visit: Visit, stream: EventStream) {
+  const found: string[] = [];
+  const paths = ['/sse', '/mcp', '/mcp/sse', 'sse', 'mcp/sse'];
+  const urls = new Set(paths.map((path) => new URL(path, visit.url).href));
+  urls.delete(visit.url.href);
+  for (const href of urls) {
+    const url = new URL(href);
+    const kind = await kindOf(visit, url);
+    if (kind) found.push(`${url.pathname} answers with ${kind}`);
+  }
+  const beside = found.length > 0 ? found.join(', ') : 'none of /sse, /mcp and /mcp/sse answers';
+  accuse(visit, 'wrong-url', `${seenOf(visit, stream)}; beside it, ${beside}`);
+}
+
+async function kindOf(visit: Visit, url: URL) {
+  const stream = await openEventStream(url, requestOptions(visit));
+  stream.close();
+  if (stream.isEventStream()) return 'an event stream';
+  if (stream.answer.status === 404 || stream.answer.status === 0) return undefined;
+  return isMcp(await postInitialize(visit, url)) ? 'Streamable HTTP' : undefined;
+}
+
+function requestOptions(visit: Visit): RequestOptions {
+  const { headers, rejectUnauthorized, limits } = visit;
+  return { headers, rejectUnauthorized, limit: limits.endpointLimit };
+}
+
+function postInitialize(visit: Visit, url: URL) {
+  const accept = 'application/json, text/event-stream';
+  const headers = { 'content-type': 'application/json', accept, ...visit.headers };
+  const body = JSON.stringify(initialize());
+  return ask(url, { ...requestOptions(visit), method: 'POST', headers, body });
+}
+
+/** Whether this is MCP's own answer to `initialize`: a result, or an error that is about it. */
+function isMcp({ status, text }: Answer) {
+  const lines = text.split(/\r?\n/).filter((line) => line.startsWith('data:'));
+  const data = lines.length > 0 ? lines.map((line) => line.slice(5)).join('') : text;
+  const [message] = parseMessages(data) ?? [];
+  const isError = message?.error !== undefined && [200, 400].includes(status);
+  return message?.result !== undefined || isError;
+}
+
+function checkOrigin(visit: Visit, stream: EventStream) {
+  const { endpoint = visit.url } = stream;
+  if (visit.otherOrigin === undefined) {
+    return pass(visit, `The endpoint event says where to POST: ${pathOf(endpoint)}`);
+  }
+  accuse(visit, 'other-origin', `The endpoint event names ${visit.otherOrigin}${pathOf(endpoint)}, `
+    + `while the URL is at ${visit.url.origin}`);
+}
+
+// Messages and their replies.
+
+/** The session on which messages are answered, after all that stands in their way is named. */
+async function checkMessages(visit: Visit, first: EventStream) {
+  let stream = first;
+  for (let attempt = 0; attempt < 4; attempt += 1) {
+    const outcome = await exchange(visit, stream);
+    if (!outcome.trouble) {
+      pass(visit, `${outcome.seen}, and the replies come on the stream`);
+      return stream;
+    }
+    const isWorthAnother = await explainTrouble(visit, stream, outcome, attempt === 0);
+    stream.close();
+    if (!isWorthAnother) return undefined;
+    await sleep(visit.limits.pause);
+    stream = await connect(visit);
+    if (!stream.endpoint) {
+      accuse(visit, 'reply-lost', `${outcome.seen}, and then no new stream can be opened`);
+      return undefined;
+    }
+  }
+  return undefined;
+}
+
+/** Names what stands behind a trouble; true if another try makes sense. */
+async function explainTrouble(
+  visit: Visit, stream: EventStream, outcome: Outcome, isFirst: boolean,
+): Promise<boolean> {
+  const { trouble, seen } = outcome;
+  // A stream that ends by itself takes its session along: the end is the cause, if there is one.
+  if (trouble === 'refused') await stream.waitFor(() => undefined, visit.limits.pause);
+  if (trouble === 'refused' && !stream.ended) return explainRefusal(visit, stream, outcome);
+  const { endpoint = stream.url } = stream;
+  if (trouble === 'lost' && outcome.answer.code === 'TIMEOUT') {
+    visit.unknown ??= await postUnknown(visit, endpoint);
+    if (visit.unknown?.code === 'TIMEOUT') return explainUnknown(visit, '-', seen);
+  }
+  // A web site beside the server may answer each POST with its own page.
+  if (trouble === 'lost' && await findPrefix(visit, stream, outcome)) return true;
+  if (isFirst) return true;
+  const lived = Date.now() - stream.openedAt;
+  if (trouble === 'lost') {
+    accuse(visit, 'reply-lost', seen);
+  } else if (lived < 3 * visit.limits.pause) {
+    accuse(visit, 'removed-early', `The stream ends by itself after its endpoint event; ${seen}`);
+  } else {
+    accuse(visit, 'cut-off', `The stream ended after ${seconds(lived)}, with nothing said`);
+  }
+  return false;
+}
+
+// What servers say of a valid message whose body somebody else has read.
+const BODY_TEXTS = [
+  'stream is not readable', 'stream encoding should not be set', 'Invalid message: [object Object]',
+  'Could not parse message', 'Unexpected end of JSON input', 'body used already', '-32700',
+];
+
+async function explainRefusal(visit: Visit, stream: EventStream, outcome: Outcome) {
+  const { answer, seen } = outcome;
+  const before = stream.replies.size > 0 ? '+-' : '-';
+  const limit = visit.limits.refusalLimit;
+  const again = await stream.post(pingMessage(), { limit });
+  const isRepeated = isSame(visit, again, answer);
+  const isBodyRead = BODY_TEXTS.some((text) => answer.text.includes(text));
+  const name = nameOfStatus(answer.status) ?? (isBodyRead ? 'body-already-read' : undefined);
+  if (isRepeated && name) {
+    accuse(visit, name, seen);
+    return false;
+  }
+  if ([404, 405].includes(answer.status) && await findPrefix(visit, stream, outcome)) return true;
+  if (visit.otherOrigin !== undefined) {
+    note(visit, `${seen}: behind the other origin, no more can be told about its messages.`);
+    return false;
+  }
+  const { endpoint = stream.url } = stream;
+  visit.unknown ??= await postUnknown(visit, endpoint);
+  const isUnknown = !visit.unknown || isSame(visit, answer, visit.unknown);
+  // A server that fails on every POST says nothing about the session.
+  const isFailure = answer.status === 500 && !/session|transport/i.test(answer.text);
+  const otherwise = isFailure ? 'reply-lost' : 'id-not-filed';
+  if (isUnknown || !isRepeated) return explainUnknown(visit, before, seen, otherwise);
+  accuse(visit, 'reply-lost', seen);
+  return false;
+}
+
+function nameOfStatus(status: number): FindingName | undefined {
+  if (status === 401) return 'unauthorized';
+  if (status === 403 || status === 421) return 'host-refused';
+  return undefined;
+}
+
+function initialize() {
+  return { ...pingMessage(), method: 'initialize', params: INITIALIZE };
+}
+
+function pingMessage() {
+  lastId += 1;
+  return { jsonrpc: '2.0', id: lastId, method: 'ping' };
+}
+
+/** Looks for the endpoint under the prefixes of the URL's own path. */
+async function findPrefix(visit: Visit, stream: EventStream, { answer, seen }: Outcome) {
+  const { endpoint = stream.url } = stream;
+  const { pathname, search } = endpoint;
+  stream.endpoint = beside(endpoint, `/nowhere-${randomUUID()}${pathname}`, search);
+  const nowhere = await stream.post(pingMessage(), { limit: visit.limits.refusalLimit });
+  const isAboutSession = !isSame(visit, nowhere, answer);
+  const segments = visit.url.pathname.split('/').slice(1, -1);
+  for (let count = segments.length; count > 0 && visit.prefix === ''; count -= 1) {
+    const prefix = `/${segments.slice(0, count).join('/')}`;
+    if (pathname.startsWith(`${prefix}/`)) continue;
+    stream.endpoint = beside(endpoint, prefix + pathname, search);
+    const tried = await stream.request('initialize', INITIALIZE, visit.limits.refusalLimit);
+    const isOther = tried.answer.status > 0 && !isSame(visit, tried.answer, answer);
+    if (!tried.reply && (isAboutSession || !isOther)) continue;
+    visit.prefix = prefix;
+    const instead = describeAnswer('POST', stream.endpoint, tried.answer);
+    accuse(visit, 'missing-prefix', `${seen}, but ${instead}`);
+    return true;
+  }
+  stream.endpoint = endpoint;
+  return false;
+}
+
+/** Tells apart why sessions are unknown: by several POSTs on each of several new streams. */
+async function explainUnknown(
+  visit: Visit, before: string, seen: string, otherwise?: FindingName,
+) {
+  const name = await tellApart(visit, before, seen, otherwise);
+  return name === undefined || name === 'filed-late';
+}
+
+/** Marks are a text for each stream: + for a POST that was taken, - for one that was refused. */
+async function tellApart(
+  visit: Visit, before: string, seen: string, ifNoneIsTaken: FindingName = 'id-not-filed',
+) {
+  const marks: string[] = [];
+  for (let count = 0; count < 2 && !marks.some(isMixed); count += 1) {
+    marks.push(await markPosts(visit));
+  }
+  const isShownAgain = marks.some((text) => text.includes('-'));
+  const name = isShownAgain ? nameOfMarks([before, ...marks], ifNoneIsTaken) : undefined;
+  if (name === 'filed-late') visit.settle = visit.limits.pause;
+  if (name) {
+    const order = `POSTs on new streams, in order, + taken and - refused: ${marks.join(' ')}`;
+    accuse(visit, name, `${seen}; ${order}`);
+  }
+  return name;
+}
+
+const isMixed = (marks: string) => /-\++-|\+-+\+/.test(marks);
+
+function nameOfMarks(marks: string[], ifNoneIsTaken: FindingName): FindingName {
+  if (marks.every((text) => /^-+$/.test(text))) return ifNoneIsTaken;
+  const isLate = marks.every((text) => /^-*\+*$/.test(text));
+  if (isLate && marks.some((text) => text.includes('-+'))) return 'filed-late';
+  const isRemoved = marks.every((text) => /^\+*-*$/.test(text));
+  if (isRemoved && marks.some((text) => text.includes('+-'))) return 'removed-early';
+  return 'several-processes';
+}
+
+/** Four POSTs right after the event, and eight a moment later: up to eleven processes show. */
+async function markPosts(visit: Visit) {
+  const stream = await connect(visit);
+  const limit = visit.limits.refusalLimit;
+  // A server that does not even answer an unknown id costs the whole limit each time.
+  const most = visit.unknown?.code === 'TIMEOUT' ? 6 : 12;
+  let marks = '';
+  for (let count = 0; count < most && !isMixed(marks); count += 1) {
+    if (count === most / 3) await sleep(visit.limits.pause);
+    const message = count === 0 ? initialize() : pingMessage();
+    const answer = await stream.post(message, { limit });
+    marks += isTaken(answer) ? '+' : '-';
+  }
+  stream.close();
+  return marks;
+}
+
+/** Names that clients don't listen for, and messages that they can't read. */
+function checkEvents(visit: Visit) {
+  for (const stream of visit.streams) {
+    const names = [...stream.replies.values()].map(({ event }) => event);
+    const other = names.find((name) => name !== 'message');
+    if (other) accuse(visit, 'wrong-event-name', `A reply came as \`event: ${quote(other)}\``);
+    if (stream.endpointEvent !== 'endpoint') {
+      accuse(visit, 'wrong-event-name', 'The endpoint came without the line `event: endpoint`');
+    }
+    if (stream.notJsonRpc !== undefined) {
+      const text = quote(stream.notJsonRpc) || 'nothing';
+      accuse(visit, 'heartbeat-as-data', `A message event came with ${text} as its data`);
+    }
+  }
+}
+
+// Ids that are unknown or have ended.
+
+async function postUnknown(visit: Visit, endpoint: URL): Promise<Answer | undefined> {
+  const url = inventId(visit, endpoint);
+  if (!url) return undefined;
+  const headers = { 'content-type': 'application/json', ...visit.headers };
+  const options = { ...requestOptions(visit), limit: visit.limits.refusalLimit, headers };
+  return ask(url, { ...options, method: 'POST', body: JSON.stringify(pingMessage()) });
+}
+
+const isAccepted = (answer: Answer) => isTaken(answer) || answer.code === 'TIMEOUT';
+
+async function checkUnknownId(visit: Visit, stream: EventStream) {
+  const { endpoint = stream.url } = stream;
+  visit.unknown ??= await postUnknown(visit, endpoint);
+  if (!visit.unknown) return note(visit, 'The endpoint names no session id.');
+  if (visit.unknown.status === 0 && visit.unknown.code !== 'TIMEOUT') return;
+  const again = isAccepted(visit.unknown) ? await postUnknown(visit, endpoint) : undefined;
+  const { status, text } = visit.unknown;
+  const answer = status === 0 ? text : `${status} ${quote(text)}`.trim();
+  const seen = `POST with a made-up id: ${answer}`;
+  if (again && isAccepted(again)) accuse(visit, 'unknown-id-accepted', seen);
+  else pass(visit, seen);
+}
+
+async function checkEndedId(visit: Visit, stream: EventStream) {
+  if (!visit.unknown || visit.unknown.status === 0 || isTaken(visit.unknown)) return;
+  const { endpoint = stream.url } = stream;
+  const limit = visit.limits.refusalLimit;
+  await sleep(visit.limits.pause);
+  let answer = await stream.post(pingMessage(), { limit });
+  if (isAccepted(answer)) {
+    await sleep(visit.limits.pause);
+    answer = await stream.post(pingMessage(), { limit });
+  }
+  const seen = `After its stream has ended: ${describeAnswer('POST', endpoint, answer)}`;
+  if (isAccepted(answer)) accuse(visit, 'ended-id-accepted', seen);
+  else if (answer.status === 0) note(visit, seen);
+  else pass(visit, seen);
+}
+
+// More sessions.
+
+async function checkTogether(visit: Visit, first: EventStream) {
+  const trouble = await tryTogether(visit, first);
+  if (!trouble) return pass(visit, 'Two sessions at a time: each gets its own replies');
+  closeStreams(visit);
+  await sleep(visit.limits.pause);
+  const name = trouble.isRefusal ? await tellApart(visit, '+', trouble.seen) : undefined;
+  if (name && name !== 'filed-late') return;
+  const fresh = await connect(visit);
+  const alone = fresh.endpoint ? await exchange(visit, fresh) : undefined;
+  const again = alone && !alone.trouble ? await tryTogether(visit, fresh) : trouble;
+  if (again) return accuse(visit, 'shared-server', again.seen);
+  note(visit, `${trouble.seen}; a second try went well.`);
+}
+
+/** What goes wrong with a session while a second one is open beside it. */
+async function tryTogether(visit: Visit, first: EventStream) {
+  const second = await connect(visit);
+  if (!second.endpoint) {
+    const text = `With one stream open, a second one fails: ${seenOf(visit, second)}`;
+    return { seen: text, isRefusal: false };
+  }
+  const outcomes = [await exchange(visit, second)];
+  for (const stream of [first, second, first, second]) {
+    if (outcomes.at(-1)?.trouble) break;
+    outcomes.push(await call(visit, stream, 'ping'));
+  }
+  const last = outcomes.at(-1);
+  if (!last?.trouble) return undefined;
+  const [whose, other] = outcomes.length % 2 === 0 ? ['first', second] : ['second', first];
+  const stray = other.replies.has(lastId) ? "; the reply came on the other session's stream" : '';
+  const seen = `With two streams open, the ${whose} session fails: ${last.seen}${stray}`;
+  return { seen, isRefusal: last.trouble === 'refused' };
+}
+
+/** A new session for one more check; undefined if none can be had any more. */
+async function freshSession(visit: Visit): Promise<EventStream | undefined> {
+  const wasLate = isNamed(visit, 'filed-late');
+  const stream = await connect(visit);
+  if (!stream.endpoint) return undefined;
+  const outcome = await exchange(visit, stream);
+  if (!outcome.trouble) return stream;
+  const isLate = await isUnknownNow(visit, outcome) && isNamed(visit, 'filed-late');
+  return isLate && !wasLate ? freshSession(visit) : undefined;
+}
+
+/** A session may turn out unknown only now, by chance: then it is told why. */
+async function isUnknownNow(visit: Visit, { trouble, answer, seen }: Outcome) {
+  const { unknown } = visit;
+  if (trouble !== 'refused' || !unknown || !isSame(visit, answer, unknown)) return false;
+  await tellApart(visit, '-', seen);
+  return true;
+}
+
+async function checkUninitialized(visit: Visit) {
+  if (!visit.listsTools) return;
+  let seen = '';
+  for (let count = 0; count < 2; count += 1) {
+    const stream = await connect(visit);
+    await sleep(visit.settle);
+    const outcome = stream.endpoint && await call(visit, stream, 'tools/list');
+    stream.close();
+    if (!outcome || await isUnknownNow(visit, outcome)) return;
+    if (outcome.reply?.message.result !== undefined) {
+      return pass(visit, 'tools/list on a new stream is answered without initialize');
+    }
+    const error = outcome.reply && `tools/list without initialize: ${replyText(outcome.reply)}`;
+    seen = error ?? `tools/list without initialize: ${outcome.seen}`;
+  }
+  accuse(visit, 'not-before-initialize', seen);
+}
+
+const replyText = ({ message }: Reply) => quote(JSON.stringify(message.error ?? message));
+
+/** A web page can make a browser ask 127.0.0.1 under the page's own name (DNS rebinding). */
+async function checkHost(visit: Visit) {
+  const { url } = visit;
+  const isLoopback = /^(localhost|127(\.\d+){3}|\[::1\])$/.test(url.hostname);
+  if (!isLoopback || url.protocol === 'https:') return;
+  const host = `rebinding.example:${url.port || 80}`;
+  const stream = await connect(visit, { host });
+  const seen = `${describeAnswer('GET', url, stream.answer)} with the foreign Host ${host}`;
+  if (stream.answer.status === 0) return note(visit, seen);
+  if (stream.answer.status !== 200) return pass(visit, seen);
+  // The SDK's own check looks at POSTs only: the stream alone is of no use to a web page.
+  const posted = await stream.post(pingMessage(), { limit: visit.limits.refusalLimit });
+  stream.close();
+  if (posted.status === 403 || posted.status === 421) return pass(visit, `${seen}, but no POST`);
+  accuse(visit, 'any-host-accepted', seen);
+}
+
+// The watch.
+
+async function checkWatch(visit: Visit, canPost: boolean) {
+  if (isNamed(visit, 'cut-off')) return;
+  const stream = canPost ? await freshSession(visit) : await connect(visit);
+  if (!stream?.endpoint) return note(visit, 'No new stream could be had to be watched.');
+  const { watch, shortestSilence } = visit.limits;
+  note(visit, `Watching an open stream for ${seconds(watch)} …`);
+  const startedAt = Date.now();
+  await stream.waitFor(() => undefined, watch);
+  if (stream.ended) return explainEnd(visit, Date.now() - stream.openedAt);
+  const silence = Date.now() - Math.max(startedAt, stream.lastByteAt);
+  const isSilent = silence > 0.9 * watch;
+  if (isSilent && watch >= shortestSilence) {
+    accuse(visit, 'silent-stream', `No byte came on the idle stream for ${seconds(watch)}`);
+  } else {
+    const signs = isSilent ? '' : ' and gives signs of life';
+    pass(visit, `The stream stays open for ${seconds(watch)}${signs}`);
+  }
+  if (canPost) await checkAfterWatch(visit, stream);
+}
+
+/** Ends twice after some time: then something ends it; once may have been a restart. */
+async function explainEnd(visit: Visit, lived: number) {
+  if (isNamed(visit, 'removed-early')) return;
+  const stream = await connect(visit);
+  const limit = Math.min(2 * lived + visit.limits.pause, visit.limits.watch + visit.limits.pause);
+  await stream.waitFor(() => undefined, limit);
+  const again = Date.now() - stream.openedAt;
+  if (!stream.ended || !stream.endpoint) {
+    return note(visit, `The stream ended once after ${seconds(lived)}; a second one did not.`);
+  }
+  const times = `${seconds(lived)}, and a second one after ${seconds(again)}`;
+  const isIdle = stream.lastByteAt - stream.openedAt < again / 2;
+  const silence = isIdle ? ', both silent until then' : ', though it was not silent';
+  accuse(visit, 'cut-off', `The stream ended by itself after ${times}${silence}`);
+}
+
+/** A timer may have removed the session while its stream stayed open. */
+async function checkAfterWatch(visit: Visit, stream: EventStream) {
+  const { endpoint = stream.url } = stream;
+  const answers: Answer[] = [];
+  for (let count = 0; count < 3; count += 1) {
+    answers.push(await stream.post(pingMessage(), { limit: visit.limits.refusalLimit }));
+  }
+  const [first] = answers;
+  if (!first || answers.every(isTaken)) return;
+  const name = answers.some(isTaken) ? 'several-processes' : 'removed-early';
+  const isUnknown = visit.unknown && isSame(visit, first, visit.unknown);
+  if (!isUnknown && !answers.some(isTaken)) return;
+  const age = seconds(Date.now() - stream.openedAt);
+  accuse(visit, name, `${describeAnswer('POST', endpoint, first)} on a stream that is open for ${age}`);
+}
+
+/** The last check of all, since some servers fall over it altogether. */
+async function checkBadMessage(visit: Visit) {
+  let seen = '';
+  for (let count = 0; count < 2; count += 1) {
+    const stream = await freshSession(visit);
+    if (!stream) break;
+    const { endpoint = stream.url } = stream;
+    const bad = await stream.post('This is not JSON.', { limit: visit.limits.replyLimit });
+    const outcome = await call(visit, stream, 'ping');
+    stream.close();
+    const first = `A message that is not JSON: ${describeAnswer('POST', endpoint, bad)}`;
+    if (!outcome.trouble) return pass(visit, `${first}, and the session goes on`);
+    seen = `${first}; then ping: ${outcome.seen}`;
+    await sleep(visit.limits.pause);
+  }
+  if (seen !== '') accuse(visit, 'killed-by-bad-message', seen);
+}
+
+// ---- The command line ------------------------------------------------------------------------
+
+const USAGE = 'npm run doctor -- [URL] [--json] [--watch SECONDS] [--header "Name: value"]';
+const DEFAULT_URL = 'http://127.0.0.1:3000/sse';
+const CHECKED = 'Checked: the connection, the endpoint event, POSTs and their replies, unknown and '
+  + 'ended ids, two sessions at a time, a foreign Host, a bad message, and a watched stream.';
+const NOT_SEEN = 'From outside nobody can see memory, hooks, and what other clients do.';
+
+type Wanted = { url: URL; json: boolean; options: DoctorOptions };
+
+/**
+ * The command `npm run doctor`.
+ *
+ * @returns the exit code: 0 without problems, 1 with a problem, 2 if it was called wrongly
+ */
+async function runDoctor(args: string[], print = (line: string) => console.log(line)) {
+  const wanted = readArguments(args);
+  if (typeof wanted === 'string') {
+    console.error(`${wanted} Usage: ${USAGE}`);
+    return 2;
+  }
+  const { url, json, options } = wanted;
+  if (!json && args.every((arg) => !URL.canParse(arg))) {
+    print(`No URL was given, so the doctor looks at ${DEFAULT_URL}.`);
+  }
+  const report = (line: Line) => formatLine(line).forEach((text) => print(text));
+  const diagnosis = await diagnose(url, options, json ? undefined : report);
+  if (json) print(JSON.stringify(diagnosis));
+  else print(summaryOf(diagnosis));
+  return diagnosis.findings.some(({ kind }) => kind === 'problem') ? 1 : 0;
+}
+
+/** What is wanted, or a sentence that says what is wrong. */
+function readArguments(args: string[]): Wanted | string {
+  try {
+    const { values, positionals } = parseArgs({
+      args,
+      allowPositionals: true,
+      options: {
+        json: { type: 'boolean' },
+        watch: { type: 'string' },
+        header: { type: 'string', multiple: true },
+      },
+    });
+    if (positionals.length > 1) return 'Name one URL only.';
+    const [url = DEFAULT_URL] = positionals;
+    if (!/^https?:\/\/./i.test(url) || !URL.canParse(url)) {
+      return 'The URL must begin with http:// or https://, such as http://127.0.0.1:3000/sse.';
+    }
+    const headers = readHeaders(values.header ?? []);
+    const options: DoctorOptions = { headers };
+    if (values.watch !== undefined) options.watch = readSeconds(values.watch);
+    return { url: new URL(url), json: values.json ?? false, options };
+  } catch (error) {
+    const [sentence = ''] = (error as Error).message.split(/(?<=\.) |\n/);
+    return sentence;
+  }
+}
+
+function readSeconds(text: string) {
+  const isSeconds = /^\d{1,5}(\.\d+)?$/.test(text);
+  if (!isSeconds) throw new Error('--watch must be a number of seconds, such as 40.');
+  return Number(text) * 1000;
+}
+
+function readHeaders(lines: string[]) {
+  const headers: HeaderMap = {};
+  for (const line of lines) {
+    const [, name = '', value = ''] = /^([^:]+):(.*)$/.exec(line) ?? [];
+    try {
+      http.validateHeaderName(name.trim());
+      http.validateHeaderValue(name.trim(), value.trim());
+    } catch {
+      // Node's own message would show the value, which may be a token.
+      throw new Error('--header must be "Name: value", such as "Authorization: Bearer …".');
+    }
+    headers[name.trim().toLowerCase()] = value.trim();
+  }
+  return headers;
+}
+
+const COLOURS = { '✔': 32, '✘': 31, '!': 33, ' ': 2 };
+
+function formatLine({ sign, text, finding }: Line) {
+  const lines = [`${paint(sign, COLOURS[sign])} ${text}`];
+  if (!finding) return lines;
+  const { means, cure, heading } = FINDINGS[finding];
+  lines.push(`  ${paint(finding, 1)}: ${means}`, `  What to do: ${cure}`, `  README: ${heading}`);
+  return lines;
+}
+
+/** Colour is for people: only on a terminal, and not where NO_COLOR is set. */
+function paint(text: string, colour: number) {
+  const isWanted = process.stdout.isTTY && !process.env['NO_COLOR'];
+  return isWanted ? `\u001B[${colour}m${text}\u001B[0m` : text;
+}
+
+function summaryOf({ findings }: Diagnosis) {
+  if (findings.length === 0) return `No problem was found. ${CHECKED} ${NOT_SEEN}`;
+  const problems = findings.filter(({ kind }) => kind === 'problem').length;
+  const risks = findings.length - problems;
+  const names = findings.map(({ name }) => name).join(', ');
+  return `${countOf(problems, 'problem')} and ${countOf(risks, 'risk')}: ${names}.`;
+}
+
+const countOf = (number: number, word: string) => `${number} ${word}${number === 1 ? '' : 's'}`;
+
+if (task === 'doctor') process.exitCode = await runDoctor(process.argv.slice(3));
+
+// The doctor's own tests: a faulty server for each finding, and healthy ones.
+
+const SHORT = {
+  endpointLimit: 500, replyLimit: 500, refusalLimit: 500, pause: 80, watch: 200,
+};
+
+type Handler = (req: http.IncomingMessage, res: http.ServerResponse) => unknown;
+
+/** Starts a server on a free port; like a careful one, it refuses a foreign Host. */
+async function serve(t: TestContext, handler: Handler, isCareful = true) {
+  const server = http.createServer(async (req, res) => {
+    if (isCareful && !req.headers.host?.startsWith('127.0.0.1')) {
+      return void res.writeHead(403).end('Host not allowed');
+    }
+    try {
+      await handler(req, res);
+    } catch (error) {
+      if (!res.headersSent) res.writeHead(500).end(String(error));
+    }
+  });
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  t.after(() => void server.close().closeAllConnections());
+  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+}
+
+/** The two routes of a server over HTTP+SSE. */
+function routes(open: Handler, post: Handler): Handler {
+  return (req, res) => {
+    const { pathname } = new URL(req.url ?? '', 'http://localhost');
+    if (pathname === '/sse' && req.method === 'GET') return open(req, res);
+    if (pathname === '/messages' && req.method === 'POST') return post(req, res);
+    return res.writeHead(404).end('Not found');
+  };
+}
+
+const idOf = (req: http.IncomingMessage) =>
+  new URL(req.url ?? '', 'http://localhost').searchParams.get('sessionId') ?? '';
+
+function getFaultyServer() {
+  const server = new McpServer({ name: 'faulty', version: '1.0.0' });
+  server.registerTool('hello', {}, () => ({ content: [{ type: 'text', text: 'Hello' }] }));
+  return server;
+}
+
+type ParsedRequest = http.IncomingMessage & { body: unknown };
+type Transports = Map<string, SSEServerTransport>;
+
+/** The SDK's own pattern, which is right. */
+function sdkOpen(transports: Transports): Handler {
+  return async (_req, res) => {
+    const transport = new SSEServerTransport('/messages', res);
+    transports.set(transport.sessionId, transport);
+    transport.onclose = () => transports.delete(transport.sessionId);
+    await getFaultyServer().connect(transport);
+  };
+}
+
+function sdkPost(transports: Transports): Handler {
+  return async (req, res) => {
+    const transport = transports.get(idOf(req));
+    if (!transport) return void res.writeHead(404).end('Session not found');
+    await transport.handlePostMessage(req, res);
+  };
+}
+
+function sdkServer() {
+  const transports: Transports = new Map();
+  return routes(sdkOpen(transports), sdkPost(transports));
+}
+
+async function bodyOf(req: http.IncomingMessage) {
+  let body = '';
+  for await (const chunk of req) body += chunk;
+  return body;
+}
+
+type Message = { id?: number; method?: string };
+
+/** The reply of a server that was written by hand, without an SDK. */
+function replyByHand({ id, method }: Message) {
+  const results: Record<string, object> = {
+    'initialize': {
+      protocolVersion: '2024-11-05', capabilities: { tools: {} },
+      serverInfo: { name: 'by-hand', version: '1.0.0' },
+    },
+    'tools/list': { tools: [] },
+    'ping': {},
+  };
+  return { jsonrpc: '2.0', id, result: results[method ?? ''] };
+}
+
+type ByHand = {
+  eventName?: string;
+  endpoint?: (id: string, req: http.IncomingMessage) => string;
+  onOpen?: (res: http.ServerResponse) => void;
+  onBadMessage?: (stream: http.ServerResponse, forget: () => void) => void;
+  unknownStatus?: number;
+  lineEnd?: string;
+  answer?: (message: Message, res: http.ServerResponse, post: http.ServerResponse) => void;
+};
+
+function sendEvent(res: http.ServerResponse, name: string, data: string, lineEnd = '\n') {
+  res.write(`event: ${name}${lineEnd}data: ${data}${lineEnd}${lineEnd}`);
+}
+
+/** A server that was written by hand; each fault is one option of it. */
+function byHand(fault: ByHand = {}): Handler {
+  const { eventName = 'message', unknownStatus = 404 } = fault;
+  const endpoint = fault.endpoint ?? ((id: string) => `/messages?sessionId=${id}`);
+  const streams = new Map<string, http.ServerResponse>();
+  function open(req: http.IncomingMessage, res: http.ServerResponse) {
+    const id = randomUUID();
+    streams.set(id, res);
+    res.on('close', () => streams.delete(id));
+    res.writeHead(200, { 'content-type': 'text/event-stream' });
+    sendEvent(res, 'endpoint', endpoint(id, req), fault.lineEnd);
+    fault.onOpen?.(res);
+  }
+  async function post(req: http.IncomingMessage, res: http.ServerResponse) {
+    const id = /[0-9a-f-]{36}/.exec(req.url ?? '')?.[0] ?? '';
+    const stream = streams.get(id);
+    if (!stream) return void res.writeHead(unknownStatus).end('Unknown session');
+    const body = await bodyOf(req);
+    if (!body.startsWith('{')) {
+      fault.onBadMessage?.(stream, () => streams.delete(id));
+      return void res.writeHead(400).end('Bad JSON');
+    }
+    const message = JSON.parse(body) as Message;
+    if (fault.answer) return fault.answer(message, stream, res);
+    res.writeHead(202).end();
+    if (message.id !== undefined && message.method) {
+      sendEvent(stream, eventName, JSON.stringify(replyByHand(message)), fault.lineEnd);
+    }
+  }
+  return (req, res) => (req.method === 'GET' ? open(req, res) : post(req, res));
+}
+
+/** A proxy as people put it in front of a server; `change` may handle a request by itself. */
+async function startProxy(t: TestContext, target: string, change: {
+  path?: (path: string) => string | undefined;
+  pipe?: (upstream: http.IncomingMessage, res: http.ServerResponse) => void;
+} = {}) {
+  return serve(t, (req, res) => {
+    const path = change.path ? change.path(req.url ?? '') : req.url;
+    if (path === undefined) return void res.writeHead(404).end('nginx: no such page');
+    const { method, headers } = req;
+    const outgoing = http.request(new URL(path, target), { method, headers, agent: false });
+    outgoing.on('response', (upstream) => {
+      if (change.pipe) return change.pipe(upstream, res);
+      res.writeHead(upstream.statusCode ?? 0, upstream.headers);
+      upstream.pipe(res);
+    });
+    outgoing.on('error', () => res.destroy());
+    res.on('close', () => outgoing.destroy());
+    req.pipe(outgoing);
+  });
+}
+
+/** Diagnoses the server, and expects exactly these findings. */
+async function expectFindings(
+  url: string, expected: FindingName[], options: DoctorOptions = {},
+) {
+  const lines: Line[] = [];
+  const diagnosis = await diagnose(url, { ...SHORT, ...options }, (line) => lines.push(line));
+  const told = lines.map(({ sign, text }) => `${sign} ${text}`).join('\n');
+  const names = diagnosis.findings.map(({ name }) => name);
+  assert.deepEqual(names.toSorted(), expected.toSorted(), told);
+  assert.doesNotMatch(told, /[0-9a-f]{8}-[0-9a-f]{4}-4/, 'a whole session id is shown');
+  return { ...diagnosis, told };
+}
+
+// ---- Healthy servers -------------------------------------------------------------------------
+
+describe('The doctor: healthy servers have no finding', () => {
+  test('the pattern of the SDK', async (t) => {
+    await expectFindings(`${await serve(t, sdkServer())}/sse`, []);
+  });
+
+  test('a server written by hand, with CRLF, session_id and 204', async (t) => {
+    const server = byHand({
+      lineEnd: '\r\n',
+      endpoint: (id) => `messages?session_id=${id}`,
+      unknownStatus: 400,
+      answer: (message, stream, post) => {
+        post.writeHead(204).end();
+        if (message.id === undefined || !message.method) return;
+        stream.write(`event: message\r\ndata: ${JSON.stringify(replyByHand(message))}\r\n\r\n`);
+      },
+    });
+    await expectFindings(`${await serve(t, server)}/app/sse`, []);
+  });
+
+  test('an absolute endpoint with the id in the path, and 503 for an unknown one', async (t) => {
+    const server = byHand({
+      endpoint: (id, req) => `http://${req.headers.host}/messages/${id}`,
+      unknownStatus: 503,
+    });
+    await expectFindings(`${await serve(t, server)}/sse`, []);
+  });
+
+  test('ids that are numbers in the path', async (t) => {
+    const streams = new Map<string, http.ServerResponse>();
+    const url = await serve(t, async (req, res) => {
+      if (req.method === 'GET') {
+        const id = `/v1/messages/${streams.size + 1}`;
+        streams.set(id, res);
+        res.writeHead(200, { 'content-type': 'text/event-stream' });
+        return res.write(`event: endpoint\ndata: ${id}\n\n`);
+      }
+      const stream = streams.get(req.url ?? '');
+      if (!stream || stream.closed) return res.writeHead(404).end('Unknown');
+      const body = await bodyOf(req);
+      res.writeHead(200).end('Thank you');
+      if (!body.startsWith('{')) return undefined;
+      const message = JSON.parse(body) as Message;
+      return message.id && stream.write(`data: ${JSON.stringify(replyByHand(message))}\n\n`);
+    });
+    await expectFindings(`${url}/v1/sse`, []);
+  });
+
+  test('keep-alive, notifications, pings of its own and late replies', async (t) => {
+    const server = byHand({
+      onOpen: (stream) => {
+        const timer = setInterval(() => stream.write(': keep-alive\n\n'), 50);
+        stream.on('close', () => clearInterval(timer));
+        const notification = { jsonrpc: '2.0', method: 'notifications/tools/list_changed' };
+        stream.write(`data: ${JSON.stringify(notification)}\n\n`);
+        stream.write('data: {"jsonrpc":"2.0","id":1,"method":"ping"}\n\n');
+      },
+      answer: (message, stream, post) => {
+        post.writeHead(202).end();
+        if (message.id === undefined || !message.method) return;
+        const reply = `data: ${JSON.stringify(replyByHand(message))}\n\n`;
+        setTimeout(() => stream.write(reply), 30);
+      },
+    });
+    const options = { watch: 300, shortestSilence: 100 };
+    await expectFindings(`${await serve(t, server)}/sse`, [], options);
+  });
+
+  test('a compressed stream that flows', async (t) => {
+    const target = await serve(t, sdkServer());
+    const url = await startProxy(t, target, { pipe: compressAndFlush });
+    await expectFindings(`${url}/sse`, []);
+  });
+
+  test('a proxy with a prefix that the server knows', async (t) => {
+    const target = await serve(t, byHand({ endpoint: (id) => `/mcp/messages?sessionId=${id}` }));
+    const url = await startProxy(t, target, {
+      path: (path) => (path.startsWith('/mcp/') ? path : undefined),
+    });
+    await expectFindings(`${url}/mcp/sse`, []);
+  });
+
+  test('a redirect to a path with a slash', async (t) => {
+    const good = byHand();
+    const url = await serve(t, (req, res) => {
+      if (req.url === '/sse') return void res.writeHead(307, { location: '/sse/' }).end();
+      return good(req, res);
+    });
+    await expectFindings(`${url}/sse`, []);
+  });
+
+  test('a server that is slow to answer', async (t) => {
+    const good = sdkServer();
+    const url = await serve(t, async (req, res) => {
+      await sleep(100);
+      await good(req, res);
+    });
+    await expectFindings(`${url}/sse`, []);
+  });
+
+  test('a token that is sent lets the doctor in, and is shown nowhere', async (t) => {
+    const good = sdkServer();
+    const url = await serve(t, (req, res) => {
+      if (req.headers.authorization === 'Bearer secret-of-mine') return good(req, res);
+      return res.writeHead(401).end(`Wrong: ${req.headers.authorization}`);
+    });
+    const headers = { authorization: 'Bearer secret-of-mine' };
+    await expectFindings(`${url}/sse`, [], { headers });
+    const wrong = { authorization: 'Bearer not-the-secret' };
+    const { told } = await expectFindings(`${url}/sse`, ['unauthorized'], { headers: wrong });
+    assert.doesNotMatch(told, /not-the-secret/);
+  });
+}, { concurrency: 8 });
+
+function compressAndFlush(upstream: http.IncomingMessage, res: http.ServerResponse) {
+  const headers = { ...upstream.headers, 'content-encoding': 'gzip' };
+  res.writeHead(upstream.statusCode ?? 0, headers).flushHeaders();
+  const gzip = createGzip();
+  gzip.pipe(res);
+  upstream.on('data', (chunk) => {
+    gzip.write(chunk);
+    gzip.flush();
+  });
+  upstream.on('end', () => gzip.end());
+  upstream.on('error', () => gzip.end());
+}
+
+// ---- Faults of the connection ----------------------------------------------------------------
+
+describe('The doctor: the way to the server', () => {
+  test('unreachable: nobody listens', async (t) => {
+    const url = await serve(t, () => {});
+    const server = net.createServer();
+    await once(server.listen(0, '127.0.0.1'), 'listening');
+    const { port } = server.address() as AddressInfo;
+    await new Promise((resolve) => server.close(resolve));
+    assert.ok(url);
+    const { told } = await expectFindings(`http://127.0.0.1:${port}/sse`, ['unreachable']);
+    assert.match(told, /ECONNREFUSED/);
+  });
+
+  test('unreachable: something takes the connection and says nothing', async (t) => {
+    const url = await serve(t, () => {}, false);
+    await expectFindings(`${url}/sse`, ['unreachable']);
+  });
+
+  test('untrusted-certificate: it is self-signed; the doctor goes on', async (t) => {
+    const url = await serveTls(t, sdkServer());
+    const { told } = await expectFindings(`${url}/sse`, ['untrusted-certificate']);
+    assert.match(told, /SELF_SIGNED/);
+    const options = { headers: { authorization: 'Bearer secret-of-mine' } };
+    await expectFindings(`${url}/sse`, ['untrusted-certificate'], options);
+  });
+
+  test('unauthorized: 401 on the POST alone', async (t) => {
+    const url = await serve(t, routes(sdkOpen(new Map()), (_req, res) => {
+      res.writeHead(401).end('Unauthorized');
+    }));
+    await expectFindings(`${url}/sse`, ['unauthorized']);
+  });
+
+  test('host-refused: 403 on the GET, and 421', async (t) => {
+    for (const status of [403, 421]) {
+      const url = await serve(t, (_req, res) => {
+        res.writeHead(status).end('Invalid Host header');
+      });
+      await expectFindings(`${url}/sse`, ['host-refused']);
+    }
+  });
+
+  test('host-refused: the check of the SDK, which looks at POSTs only', async (t) => {
+    const transports: Transports = new Map();
+    const url = await serve(t, routes(async (_req, res) => {
+      const transport = new SSEServerTransport('/messages', res, {
+        enableDnsRebindingProtection: true, allowedHosts: ['mcp.example.com'],
+      });
+      transports.set(transport.sessionId, transport);
+      await getFaultyServer().connect(transport);
+    }, sdkPost(transports)), false);
+    await expectFindings(`${url}/sse`, ['host-refused']);
+  });
+
+  test('streamable-http: GET is refused with 405', async (t) => {
+    await expectFindings(`${await serve(t, streamable(405))}/mcp`, ['streamable-http']);
+  });
+
+  test('streamable-http: GET is answered by 200 and silence', async (t) => {
+    await expectFindings(`${await serve(t, streamable(200))}/mcp`, ['streamable-http']);
+  });
+
+  test('wrong-url: 404, with /sse beside it', async (t) => {
+    const url = await serve(t, sdkServer());
+    const { told } = await expectFindings(`${url}/wrong`, ['wrong-url']);
+    assert.match(told, /\/sse answers with an event stream/);
+  });
+
+  test('wrong-url: a web page, with Streamable HTTP beside it', async (t) => {
+    const mcp = streamable(405);
+    const url = await serve(t, (req, res) => {
+      if (req.url === '/mcp') return mcp(req, res);
+      return res.writeHead(200, { 'content-type': 'text/html' }).end('<h1>Welcome</h1>');
+    });
+    const { told } = await expectFindings(`${url}/sse`, ['wrong-url']);
+    assert.match(told, /\/mcp answers with Streamable HTTP/);
+  });
+
+  test('bad-gateway: a proxy without its server', async (t) => {
+    const url = await serve(t, (_req, res) => {
+      res.writeHead(502).end('<html><h1>502 Bad Gateway</h1></html>');
+    });
+    await expectFindings(`${url}/sse`, ['bad-gateway']);
+  });
+
+  test('buffered: a proxy holds the whole stream back', async (t) => {
+    const target = await serve(t, sdkServer());
+    const url = await startProxy(t, target, { pipe: holdBack });
+    await expectFindings(`${url}/sse`, ['buffered']);
+  });
+
+  test('buffered: a compression holds the first event back', async (t) => {
+    const target = await serve(t, sdkServer());
+    const good = await startProxy(t, target);
+    const url = await serve(t, (req, res) => {
+      const isCompressed = req.method === 'GET' && req.headers['accept-encoding'] !== 'identity';
+      const incoming = http.request(good + req.url, { method: req.method, headers: req.headers });
+      res.on('close', () => incoming.destroy());
+      incoming.on('error', () => {});
+      incoming.on('response', (upstream) => {
+        const headers = { ...upstream.headers };
+        if (isCompressed) headers['content-encoding'] = 'gzip';
+        res.writeHead(upstream.statusCode ?? 0, headers).flushHeaders();
+        if (isCompressed) upstream.pipe(createGzip()).pipe(res);
+        else upstream.pipe(res);
+      });
+      req.pipe(incoming);
+    });
+    await expectFindings(`${url}/sse`, ['buffered']);
+  });
+}, { concurrency: 8 });
+
+/** A Streamable HTTP server of the SDK, without sessions. */
+function streamable(getStatus: number): Handler {
+  return async (req, res) => {
+    if (req.method === 'GET' && getStatus === 200) {
+      return void res.writeHead(200, { 'content-type': 'text/event-stream' }).flushHeaders();
+    }
+    if (req.method !== 'POST') return void res.writeHead(405, { allow: 'POST' }).end();
+    const transport = new StreamableHTTPServerTransport({});
+    // The SDK's types and exactOptionalPropertyTypes do not agree on `onclose`.
+    await getFaultyServer().connect(transport as never);
+    await transport.handleRequest(req, res);
+  };
+}
+
+/** Like nginx as it comes: nothing goes on, not even the head, before the buffer is full. */
+function holdBack(upstream: http.IncomingMessage, res: http.ServerResponse) {
+  const chunks: Buffer[] = [];
+  upstream.on('data', (chunk: Buffer) => chunks.push(chunk));
+  upstream.on('error', () => res.destroy());
+  upstream.on('end', () => {
+    res.writeHead(upstream.statusCode ?? 0, upstream.headers).end(Buffer.concat(chunks));
+  });
+}
+
+async function serveTls(t: TestContext, handler: Handler) {
+  const server = https.createServer(SELF_SIGNED, handler as http.RequestListener);
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  t.after(() => {
+    server.close();
+    server.closeAllConnections();
+  });
+  return `https://127.0.0.1:${(server.address() as AddressInfo).port}`;
+}
+
+// A certificate for 127.0.0.1, valid until 2126. Nobody trusts it.
+const SELF_SIGNED = {
+  key: `-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgZADtxbXU09V28C+O
+gILwPv8zdusSx48MlzpSDnMYwFmhRANCAAQI4ZKq7hKo4mJJ2phb3g42q7VniEEG
+c8l3NDskLIc3f5PK23Hoin23hNs+2Krst1XWIRWbL1y51gszzxBMsnal
+-----END PRIVATE KEY-----`,
+  cert: `-----BEGIN CERTIFICATE-----
+MIIBmDCCAT6gAwIBAgIUMVFf5TfmXkosIM0HcjhEIaRb9nswCgYIKoZIzj0EAwIw
+GDEWMBQGA1UEAwwNZmlyZXdhbGwudGVzdDAgFw0yNjExMjIxNDUyMzBaGA8yMTI2
+MTAyOTE0NTIzMFowGDEWMBQGA1UEAwwNZmlyZXdhbGwudGVzdDBZMBMGByqGSM49
+AgEGCCqGSM49AwEHA0IABAjhkqruEqjiYknamFveDjartWeIQQZzyXc0OyQshzd/
+k8rbceiKfbeE2z7Yquy3VdYhFZsvXLnWCzPPEEyydqWjZDBiMB0GA1UdDgQWBBQ8
++A6J3og0e5OZg1JuDcEtg1UfSDAfBgNVHSMEGDAWgBQ8+A6J3og0e5OZg1JuDcEt
+g1UfSDAPBgNVHRMBAf8EBTADAQH/MA8GA1UdEQQIMAaHBH8AAAEwCgYIKoZIzj0E
+AwIDSAAwRQIgAeYNjyeJFgKfaMnnOMQwjamdTj50P/Oz5Jz9b2aZKhQCIQDHV057
+/IYNaKimdnGTdF/fvyrOxCQ3OFB+/QTTlvDlDg==
+-----END CERTIFICATE-----`,
+};
+
+// ---- Faults of sessions ----------------------------------------------------------------------
+
+describe('The doctor: the endpoint and the session', () => {
+  test('other-origin: an absolute endpoint with an internal name', async (t) => {
+    const endpoint = (id: string) => `http://mcp-server.internal:8000/messages?sessionId=${id}`;
+    await expectFindings(`${await serve(t, byHand({ endpoint }))}/sse`, ['other-origin']);
+  });
+
+  test('missing-prefix: a proxy strips it', async (t) => {
+    const target = await serve(t, sdkServer());
+    const url = await startProxy(t, target, {
+      path: (path) => (path.startsWith('/mcp/') ? path.slice('/mcp'.length) : undefined),
+    });
+    await expectFindings(`${url}/mcp/sse`, ['missing-prefix']);
+  });
+
+  test('missing-prefix and other-origin at once', async (t) => {
+    const endpoint = (id: string) => `http://internal:8000/messages?sessionId=${id}`;
+    const target = await serve(t, byHand({ endpoint }));
+    const url = await startProxy(t, target, {
+      path: (path) => (path.startsWith('/mcp/') ? path.slice('/mcp'.length) : undefined),
+    });
+    await expectFindings(`${url}/mcp/sse`, ['missing-prefix', 'other-origin']);
+  });
+
+  test('missing-prefix: an Express application is mounted', async (t) => {
+    const transports: Transports = new Map();
+    const app = createMcpExpressApp();
+    app.get('/api/mcp/sse', sdkOpen(transports));
+    app.post('/api/mcp/messages', (req: ParsedRequest, res: http.ServerResponse) => {
+      const transport = transports.get(idOf(req));
+      if (!transport) return void res.writeHead(404).end('Session not found');
+      return transport.handlePostMessage(req, res, req.body);
+    });
+    await expectFindings(`${await serve(t, app)}/api/mcp/sse`, ['missing-prefix']);
+  });
+
+  test('missing-prefix: a web site beside it answers each POST with a page', async (t) => {
+    const target = await serve(t, sdkServer());
+    const proxy = await startProxy(t, target, { path: (path) => path.replace(/^\/mcp/, '') });
+    const url = await serve(t, (req, res) => {
+      if (!req.url?.startsWith('/mcp/')) return res.writeHead(200).end('<h1>Welcome</h1>');
+      const { method, headers } = req;
+      const outgoing = http.request(proxy + req.url, { method, headers, agent: false });
+      outgoing.on('response', (upstream) => {
+        upstream.pipe(res.writeHead(upstream.statusCode ?? 0, upstream.headers));
+      });
+      outgoing.on('error', () => res.destroy());
+      res.on('close', () => outgoing.destroy());
+      return req.pipe(outgoing);
+    });
+    await expectFindings(`${url}/mcp/sse`, ['missing-prefix']);
+  });
+
+  test('id-not-filed: the id is made a second time by randomUUID()', async (t) => {
+    const transports: Transports = new Map();
+    const url = await serve(t, routes(async (_req, res) => {
+      const transport = new SSEServerTransport('/messages', res);
+      transports.set(randomUUID(), transport);
+      await getFaultyServer().connect(transport);
+    }, sdkPost(transports)));
+    await expectFindings(`${url}/sse`, ['id-not-filed']);
+  });
+
+  test('id-not-filed: req.on("close") fires at once, since req.resume() was called', async (t) => {
+    const transports: Transports = new Map();
+    const url = await serve(t, routes(async (req, res) => {
+      req.resume();
+      const transport = new SSEServerTransport('/messages', res);
+      transports.set(transport.sessionId, transport);
+      req.on('close', () => transports.delete(transport.sessionId));
+      await getFaultyServer().connect(transport);
+    }, sdkPost(transports)));
+    await expectFindings(`${url}/sse`, ['id-not-filed']);
+  });
+
+  test('id-not-filed, below a prefix, with the same empty 404 for everything', async (t) => {
+    const url = await serve(t, (req, res) => {
+      if (req.url !== '/mcp/sse' || req.method !== 'GET') return void res.writeHead(404).end();
+      return sdkOpen(new Map())(req, res);
+    });
+    await expectFindings(`${url}/mcp/sse`, ['id-not-filed']);
+  });
+
+  test('id-not-filed, on a server that does not answer an unknown id', async (t) => {
+    const transports: Transports = new Map();
+    const url = await serve(t, routes(async (_req, res) => {
+      const transport = new SSEServerTransport('/messages', res);
+      transports.set(randomUUID(), transport);
+      await getFaultyServer().connect(transport);
+    }, async (req, res) => transports.get(idOf(req))?.handlePostMessage(req, res)));
+    const options = { refusalLimit: 200, replyLimit: 200 };
+    await expectFindings(`${url}/sse`, ['id-not-filed', 'unknown-id-accepted'], options);
+  });
+
+  test('id-not-filed: the endpoint names its parameter otherwise than the server', async (t) => {
+    const transports: Transports = new Map();
+    const url = await serve(t, routes(sdkOpen(transports), (req, res) => {
+      const { searchParams } = new URL(req.url ?? '', 'http://localhost');
+      if (!searchParams.get('session')) res.writeHead(400).end('Missing session');
+    }));
+    await expectFindings(`${url}/sse`, ['id-not-filed']);
+  });
+
+  test('filed-late: after an awaited look-up', async (t) => {
+    const transports: Transports = new Map();
+    const url = await serve(t, routes(async (_req, res) => {
+      const transport = new SSEServerTransport('/messages', res);
+      transport.onclose = () => transports.delete(transport.sessionId);
+      await getFaultyServer().connect(transport);
+      await sleep(50);
+      transports.set(transport.sessionId, transport);
+    }, sdkPost(transports)));
+    await expectFindings(`${url}/sse`, ['filed-late']);
+  });
+
+  test('removed-early: a timer, while the first POSTs are taken', async (t) => {
+    const transports: Transports = new Map();
+    const url = await serve(t, routes(async (_req, res) => {
+      const transport = new SSEServerTransport('/messages', res);
+      transports.set(transport.sessionId, transport);
+      await getFaultyServer().connect(transport);
+      setTimeout(() => transports.delete(transport.sessionId), 120);
+    }, sdkPost(transports)));
+    await expectFindings(`${url}/sse`, ['removed-early']);
+  });
+
+  test("removed-early: the GET's handler ends its response", async (t) => {
+    const transports: Transports = new Map();
+    const open = sdkOpen(transports);
+    const url = await serve(t, routes(async (req, res) => {
+      await open(req, res);
+      res.end();
+    }, sdkPost(transports)));
+    await expectFindings(`${url}/sse`, ['removed-early']);
+  });
+
+  test('several-processes: a strict round robin of two, three and eight', async (t) => {
+    await Promise.all([2, 3, 8].map(async (size) => {
+      let next = 0;
+      const servers = Array.from({ length: size }, () => sdkServer());
+      const url = await serve(t, (req, res) => {
+        next += 1;
+        return servers[next % size]?.(req, res);
+      });
+      await expectFindings(`${url}/sse`, ['several-processes']);
+    }));
+  });
+
+  test('several-processes: one of two or four by chance', async (t) => {
+    for (const size of [2, 4]) {
+      const servers = Array.from({ length: size }, () => sdkServer());
+      const url = await serve(t, (req, res) =>
+        servers[Math.floor(Math.random() * size)]?.(req, res));
+      await expectFindings(`${url}/sse`, ['several-processes']);
+    }
+  });
+
+  test('body-already-read: express.json() in front', async (t) => {
+    const transports: Transports = new Map();
+    const app = createMcpExpressApp(); // it calls express.json()
+    app.get('/sse', sdkOpen(transports));
+    app.post('/messages', sdkPost(transports));
+    await expectFindings(`${await serve(t, app)}/sse`, ['body-already-read']);
+  });
+
+  test('body-already-read: middleware that reads the raw body', async (t) => {
+    const transports: Transports = new Map();
+    const post = sdkPost(transports);
+    const url = await serve(t, routes(sdkOpen(transports), async (req, res) => {
+      await bodyOf(req);
+      await post(req, res);
+    }));
+    await expectFindings(`${url}/sse`, ['body-already-read']);
+  });
+
+  test('shared-server: one McpServer for all', async (t) => {
+    const transports: Transports = new Map();
+    const server = getFaultyServer();
+    const url = await serve(t, routes(async (_req, res) => {
+      const transport = new SSEServerTransport('/messages', res);
+      transports.set(transport.sessionId, transport);
+      res.on('close', () => transports.delete(transport.sessionId));
+      await server.connect(transport);
+    }, sdkPost(transports)));
+    await expectFindings(`${url}/sse`, ['shared-server']);
+  });
+
+  test('shared-server: one `let transport` for all', async (t) => {
+    let transport: SSEServerTransport | undefined;
+    const url = await serve(t, routes(async (_req, res) => {
+      transport = new SSEServerTransport('/messages', res);
+      await getFaultyServer().connect(transport);
+    }, async (req, res) => transport?.handlePostMessage(req, res)));
+    // It takes any id as well, which is as true.
+    await expectFindings(`${url}/sse`, ['shared-server', 'unknown-id-accepted']);
+  });
+
+  test("shared-server: somebody else's session is open already", async (t) => {
+    const server = getFaultyServer();
+    const url = await serve(t, routes(async (_req, res) => {
+      await server.connect(new SSEServerTransport('/messages', res));
+    }, (_req, res) => res.writeHead(404).end('Session not found')));
+    const other = await openEventStream(`${url}/sse`);
+    t.after(() => other.close());
+    await expectFindings(`${url}/sse`, ['shared-server']);
+  });
+
+  test('shared-server: one `let transport`, whose id is checked', async (t) => {
+    let transport: SSEServerTransport | undefined;
+    const url = await serve(t, routes(async (_req, res) => {
+      transport = new SSEServerTransport('/messages', res);
+      await getFaultyServer().connect(transport);
+    }, async (req, res) => {
+      const isKnown = idOf(req) === transport?.sessionId;
+      if (!isKnown) return void res.writeHead(404).end('Session not found');
+      await transport?.handlePostMessage(req, res);
+    }));
+    await expectFindings(`${url}/sse`, ['shared-server']);
+  });
+}, { concurrency: 8 });
+
+// ---- Faults of messages ----------------------------------------------------------------------
+
+describe('The doctor: messages and time', () => {
+  test('reply-lost: the reply comes in the body of the POST', async (t) => {
+    const url = await serve(t, byHand({
+      answer: (message, _stream, post) => post.writeHead(200).end(JSON.stringify(replyByHand(message))),
+    }));
+    const { told } = await expectFindings(`${url}/sse`, ['reply-lost']);
+    assert.match(told, /POST's own body/);
+  });
+
+  test('reply-lost: 202, and nothing on the stream', async (t) => {
+    const url = await serve(t, byHand({
+      answer: (_message, _stream, post) => post.writeHead(202).end('Accepted'),
+    }));
+    await expectFindings(`${url}/sse`, ['reply-lost']);
+  });
+
+  test('reply-lost: each POST fails, whatever its id is', async (t) => {
+    const url = await serve(t, routes(sdkOpen(new Map()), (_req, res) => {
+      res.writeHead(500).end('Internal Server Error');
+    }));
+    await expectFindings(`${url}/sse`, ['reply-lost']);
+  });
+
+  test('wrong-event-name: replies come as `event: response`', async (t) => {
+    const url = await serve(t, byHand({ eventName: 'response' }));
+    await expectFindings(`${url}/sse`, ['wrong-event-name']);
+  });
+
+  test('heartbeat-as-data: `data: heartbeat`', async (t) => {
+    const onOpen = (stream: http.ServerResponse) => {
+      const timer = setInterval(() => stream.write('data: heartbeat\n\n'), 100);
+      stream.on('close', () => clearInterval(timer));
+    };
+    await expectFindings(`${await serve(t, byHand({ onOpen }))}/sse`, ['heartbeat-as-data']);
+  });
+
+  test('killed-by-bad-message: an error handler ends or forgets the session', async (t) => {
+    const removals = [
+      (_stream: http.ServerResponse, forget: () => void) => forget(),
+      (stream: http.ServerResponse) => stream.end(),
+    ];
+    for (const remove of removals) {
+      const url = await serve(t, byHand({ onBadMessage: remove }));
+      await expectFindings(`${url}/sse`, ['killed-by-bad-message']);
+    }
+  });
+
+  test('cut-off: a proxy ends each request after a time', async (t) => {
+    const target = await serve(t, sdkServer());
+    const url = await startProxy(t, target, {
+      pipe: (upstream, res) => {
+        upstream.pipe(res.writeHead(upstream.statusCode ?? 0, upstream.headers));
+        upstream.on('error', () => {});
+        setTimeout(() => res.destroy(), 700).unref();
+      },
+    });
+    await expectFindings(`${url}/sse`, ['cut-off'], { watch: 1500 });
+  });
+
+  test('removed-early: a timer that strikes while the stream is watched', async (t) => {
+    const transports: Transports = new Map();
+    const open = sdkOpen(transports);
+    const url = await serve(t, routes(async (req, res) => {
+      await open(req, res);
+      const [id = ''] = [...transports.keys()].slice(-1);
+      setTimeout(() => transports.delete(id), 500);
+    }, sdkPost(transports)));
+    await expectFindings(`${url}/sse`, ['removed-early'], { watch: 700 });
+  });
+
+  test('silent-stream: no byte for the time watched', async (t) => {
+    const options = { watch: 300, shortestSilence: 300 };
+    await expectFindings(`${await serve(t, sdkServer())}/sse`, ['silent-stream'], options);
+  });
+
+  test('not-before-initialize: as in Python', async (t) => {
+    const url = await serve(t, pythonLike());
+    await expectFindings(`${url}/sse`, ['not-before-initialize']);
+  });
+
+  test('not-before-initialize: refused by HTTP', async (t) => {
+    const ready = new Set<string>();
+    const transports: Transports = new Map();
+    const url = await serve(t, routes(sdkOpen(transports), async (req, res) => {
+      const transport = transports.get(idOf(req));
+      if (!transport) return res.writeHead(404).end('Session not found');
+      const body = await bodyOf(req);
+      if (body.includes('initialize')) ready.add(idOf(req));
+      if (!ready.has(idOf(req))) return res.writeHead(400).end('Not initialized');
+      return transport.handlePostMessage(req, res, body);
+    }));
+    await expectFindings(`${url}/sse`, ['not-before-initialize']);
+  });
+
+  test('unknown-id-accepted: 202 for any id', async (t) => {
+    const url = await serve(t, byHand({ unknownStatus: 202 }));
+    await expectFindings(`${url}/sse`, ['unknown-id-accepted']);
+  });
+
+  test('unknown-id-accepted: no answer for an unknown id', async (t) => {
+    const transports: Transports = new Map();
+    const url = await serve(t, routes(sdkOpen(transports), async (req, res) => {
+      await transports.get(idOf(req))?.handlePostMessage(req, res);
+    }));
+    await expectFindings(`${url}/sse`, ['unknown-id-accepted']);
+  });
+
+  test('ended-id-accepted: the table is never emptied', async (t) => {
+    const known = new Map<string, http.ServerResponse>();
+    const url = await serve(t, routes((_req, res) => {
+      const id = randomUUID();
+      known.set(id, res);
+      res.writeHead(200, { 'content-type': 'text/event-stream' });
+      res.write(`event: endpoint\ndata: /messages?sessionId=${id}\n\n`);
+    }, async (req, res) => {
+      const stream = known.get(idOf(req));
+      if (!stream) return void res.writeHead(404).end('Session not found');
+      const body = await bodyOf(req);
+      if (!body.startsWith('{')) return void res.writeHead(400).end();
+      const message = JSON.parse(body) as Message;
+      res.writeHead(202).end();
+      if (message.id) stream.write(`data: ${JSON.stringify(replyByHand(message))}\n\n`);
+    }));
+    await expectFindings(`${url}/sse`, ['ended-id-accepted']);
+  });
+
+  test('any-host-accepted: no check of Host', async (t) => {
+    await expectFindings(`${await serve(t, sdkServer(), false)}/sse`, ['any-host-accepted']);
+  });
+}, { concurrency: 8 });
+
+/** Refuses all but `initialize` until that is done. */
+function pythonLike(): Handler {
+  const ready = new WeakSet<http.ServerResponse>();
+  return byHand({
+    answer: (message, stream, post) => {
+      post.writeHead(202).end('Accepted');
+      if (message.method === 'initialize') ready.add(stream);
+      if (message.id === undefined || !message.method) return;
+      const error = { code: -32602, message: 'Received request before initialization' };
+      const isAllowed = ready.has(stream) || message.method === 'ping';
+      const refusal = { jsonrpc: '2.0', id: message.id, error };
+      const reply = isAllowed ? replyByHand(message) : refusal;
+      stream.write(`event: message\ndata: ${JSON.stringify(reply)}\n\n`);
+    },
+  });
+}
+
+// ---- Bounds ----------------------------------------------------------------------------------
+
+describe('The doctor: the doctor never hangs', () => {
+  test('a server that drips its answers', async (t) => {
+    const url = await serve(t, (_req, res) => {
+      res.writeHead(404);
+      const timer = setInterval(() => res.write('drip '), 20);
+      res.on('close', () => clearInterval(timer));
+    });
+    await expectFindings(`${url}/sse`, ['wrong-url'], { endpointLimit: 200 });
+  });
+
+  test('a server that floods its stream', async (t) => {
+    const flood = `: ${'x'.repeat(60_000)}\n\n`;
+    const onOpen = (stream: http.ServerResponse) => {
+      const timer = setInterval(() => stream.write(flood), 1);
+      stream.on('close', () => clearInterval(timer));
+    };
+    await expectFindings(`${await serve(t, byHand({ onOpen }))}/sse`, []);
+  });
+
+  test('a huge body', async (t) => {
+    const url = await serve(t, (_req, res) => {
+      res.writeHead(500).end('x'.repeat(50_000_000));
+    });
+    await expectFindings(`${url}/sse`, ['wrong-url']);
+  });
+
+  test('it asks for little: at most 60 requests, and no tool', async (t) => {
+    const bodies: string[] = [];
+    const server = sdkServer();
+    const url = await serve(t, (req, res) => {
+      req.on('data', (chunk) => bodies.push(String(chunk)));
+      req.pause();
+      bodies.push(`${req.method}`);
+      return server(req, res);
+    });
+    await diagnose(`${url}/sse`, SHORT);
+    const requests = bodies.filter((text) => /^(GET|POST)$/.test(text));
+    assert.ok(requests.length <= 60, `${requests.length} requests`);
+    assert.ok(!bodies.join('').includes('tools/call'));
+  });
+}, { concurrency: 8 });
+
+// ---- The raw client --------------------------------------------------------------------------
+
+describe('The doctor: the raw client', () => {
+  test('openStream() shows what is on the wire', async (t) => {
+    const url = await serve(t, sdkServer());
+    const stream = await openEventStream(`${url}/sse`);
+    t.after(() => stream.close());
+    assert.equal(stream.answer.status, 200);
+    const first = await stream.next();
+    assert.equal(first?.event, 'endpoint');
+    const { answer, reply } = await stream.request('ping');
+    assert.equal(answer.text, 'Accepted');
+    assert.deepEqual(reply?.message.result, {});
+    stream.close();
+    const { status } = await stream.post({ jsonrpc: '2.0', id: 9, method: 'ping' });
+    assert.equal(status, 404);
+  });
+
+  test('post() does not wait for a body that stays open', async (t) => {
+    const url = await serve(t, (_req, res) => res.writeHead(200).write('Thank you'));
+    const stream = await openEventStream(`${url}/sse`, { limit: 100 });
+    const { status, text } = await stream.post('{}');
+    assert.deepEqual({ status, text }, { status: 200, text: 'Thank you' });
+  });
+
+  test('a token goes to no other origin', async (t) => {
+    const seen: string[] = [];
+    const elsewhere = await serve(t, (req, res) => {
+      seen.push(req.url ?? '');
+      res.writeHead(202).end();
+    });
+    const { host } = new URL(elsewhere);
+    const endpoints = [
+      `${elsewhere}/messages?id=1`, `//${host}/messages`, `http://x//${host}/messages`,
+    ];
+    const headers = { authorization: 'Bearer secret-of-mine' };
+    await Promise.all(endpoints.map(async (endpoint) => {
+      const url = await serve(t, byHand({ endpoint: () => endpoint }));
+      const { findings } = await diagnose(`${url}/sse`, { ...SHORT, headers });
+      assert.equal(findings[0]?.name, 'other-origin');
+    }));
+    assert.deepEqual(seen, []);
+  });
+}, { concurrency: 8 });
+
+// ---- The command line ------------------------------------------------------------------------
+
+describe('The doctor: the command line', () => {
+  async function run(t: TestContext, args: string[]) {
+    const command = ['server.test.ts', 'doctor', ...args];
+    const { exit, lines } = runNode(t, command, {}, import.meta.dirname);
+    return { code: await exit, lines, out: lines.join('\n') };
+  }
+
+  test('wrong use gets one line and exit code 2', async (t) => {
+    const wrong = [
+      ['nonsense'], ['localhost:3000/sse'], ['--colour'], ['--watch', 'long'], ['--watch'],
+      ['--header', 'secret-of-mine'], ['http://127.0.0.1:1/sse', 'http://127.0.0.1:2/sse'],
+    ];
+    for (const args of wrong) {
+      const { code, lines, out } = await run(t, args);
+      assert.equal(code, 2, out);
+      assert.equal(lines.length, 1, out);
+      assert.doesNotMatch(out, /secret-of-mine/);
+    }
+  });
+
+  test('--json prints one object, and a problem makes the exit code 1', async (t) => {
+    const url = `${await serve(t, sdkServer())}/wrong?api_key=secret-of-mine`;
+    const { code, out } = await run(t, [url, '--json', '--watch', '0.1']);
+    assert.equal(code, 1);
+    const { findings, url: shown } = JSON.parse(out);
+    assert.equal(shown, url.replace('secret-of-mine', '***'));
+    assert.deepEqual(Object.keys(findings[0]), ['name', 'kind', 'seen']);
+    assert.doesNotMatch(out, /secret-of-mine/);
+  });
+
+  test('without findings it says what was checked, without colour, with code 0', async (t) => {
+    const { code, out } = await run(t, [`${await serve(t, sdkServer())}/sse`, '--watch', '0.1']);
+    assert.equal(code, 0);
+    assert.match(out, /No problem was found\. Checked: .+ From outside nobody can see memory/);
+    assert.doesNotMatch(out, /\u001B/);
+  });
+
+  test('without a URL it says where it looks', async () => {
+    const lines: string[] = [];
+    const promise = runDoctor(['--watch', '0.1'], (line) => lines.push(line));
+    assert.match(lines[0] ?? '', /http:\/\/127\.0\.0\.1:3000\/sse/);
+    await promise;
+  });
+
+  test('Ctrl-C ends it at once', async (t) => {
+    const url = `${await serve(t, sdkServer())}/sse`;
+    const run = runNode(t, ['server.test.ts', 'doctor', url], {}, import.meta.dirname);
+    await run.line(/Watching/);
+    run.child.kill('SIGINT');
+    assert.equal(await run.exit, 'SIGINT');
+  });
+}, { concurrency: 8 });
+
 // ==== From here on, delete what you do not need: the tool and its firewall ====================
 
-import https from 'node:https';
 import type { CallToolResult } from '@modelcontextprotocol/sdk/types.js';
 import { connectFirewall, getServer } from './server.ts';
 
@@ -1078,7 +3532,7 @@ const RIGHTS = /: check PANOS_API_KEY and the XML API rights of its role\.$/;
 const TARGET = /: check the target if you gave one, or try again later\.$/;
 const ADDRESS = /: check PANOS_HOSTNAME and the way to its management interface, or try again later\.$/;
 
-describe('The tool and its firewall', { skip: task !== undefined }, () => {
+describe('The tool and its firewall', () => {
   test('the tool is described for models and for people', async (t) => {
     const client = await connectClient(t, (await startTool(t)).url);
     const [tool] = (await client.listTools()).tools;
@@ -1526,26 +3980,6 @@ function systemInfo(fields: string) {
   return `<response status="success"><result><system>${fields}</system></result></response>`;
 }
 
-// A certificate for 127.0.0.1, valid until 2126. Nobody trusts it.
-const SELF_SIGNED = {
-  key: `-----BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgZADtxbXU09V28C+O
-gILwPv8zdusSx48MlzpSDnMYwFmhRANCAAQI4ZKq7hKo4mJJ2phb3g42q7VniEEG
-c8l3NDskLIc3f5PK23Hoin23hNs+2Krst1XWIRWbL1y51gszzxBMsnal
------END PRIVATE KEY-----`,
-  cert: `-----BEGIN CERTIFICATE-----
-MIIBmDCCAT6gAwIBAgIUMVFf5TfmXkosIM0HcjhEIaRb9nswCgYIKoZIzj0EAwIw
-GDEWMBQGA1UEAwwNZmlyZXdhbGwudGVzdDAgFw0yNjExMjIxNDUyMzBaGA8yMTI2
-MTAyOTE0NTIzMFowGDEWMBQGA1UEAwwNZmlyZXdhbGwudGVzdDBZMBMGByqGSM49
-AgEGCCqGSM49AwEHA0IABAjhkqruEqjiYknamFveDjartWeIQQZzyXc0OyQshzd/
-k8rbceiKfbeE2z7Yquy3VdYhFZsvXLnWCzPPEEyydqWjZDBiMB0GA1UdDgQWBBQ8
-+A6J3og0e5OZg1JuDcEtg1UfSDAfBgNVHSMEGDAWgBQ8+A6J3og0e5OZg1JuDcEt
-g1UfSDAPBgNVHRMBAf8EBTADAQH/MA8GA1UdEQQIMAaHBH8AAAEwCgYIKoZIzj0E
-AwIDSAAwRQIgAeYNjyeJFgKfaMnnOMQwjamdTj50P/Oz5Jz9b2aZKhQCIQDHV057
-/IYNaKimdnGTdF/fvyrOxCQ3OFB+/QTTlvDlDg==
------END CERTIFICATE-----`,
-};
-
 // ==== From here on, delete what you do not need: the exercises ================================
 
 import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
@@ -1712,10 +4146,11 @@ const exercises: Record<string, (t: TestContext, workshop?: Partial<Workshop>) =
   },
 };
 
-if (task) {
-  const check = exercises[task];
-  void nodeTest(`exercise ${task}`, async (t) => {
-    assert.ok(check, `There is no exercise ${task}, only ${Object.keys(exercises).join(', ')}`);
+if (task === 'exercise') {
+  const number = process.argv[3] ?? '';
+  const check = exercises[number];
+  void nodeTest(`exercise ${number}`, async (t) => {
+    assert.ok(check, `There is no exercise ${number}, only ${Object.keys(exercises).join(', ')}`);
     await check(t).catch(({ message }: Error) => {
       const error = new Error();
       error.stack = `Not yet: ${message}`;
@@ -1804,7 +4239,7 @@ if (task === 'load') {
   void nodeTest('load', async (t) => console.log(await runLoad(t, Number(process.argv[3] ?? 1000))));
 }
 
-describe('The README', { skip: task !== undefined }, async () => {
+describe('The README', async () => {
   const readme = await readFile(join(import.meta.dirname, 'README.md'), 'utf8');
   const source = await readFile(join(import.meta.dirname, 'server.ts'), 'utf8');
 
@@ -1918,7 +4353,8 @@ describe('The README', { skip: task !== undefined }, async () => {
       await copyFile(join(import.meta.dirname, 'server.test.ts'), join(folder, 'server.test.ts'));
       const [diff = ''] = blocks(section(`### Exercise ${number}.*`));
       await applyDiff(folder, diff);
-      const check = runNode(t, ['--test-reporter=spec', 'server.test.ts', number], {}, folder);
+      const args = ['--test-reporter=spec', 'server.test.ts', 'exercise', number];
+      const check = runNode(t, args, {}, folder);
       const types = runNode(t, await typecheckArguments(), {}, folder);
       assert.equal(await check.exit, 0, check.lines.join('\n'));
       assert.equal(await types.exit, 0, types.lines.join('\n'));
