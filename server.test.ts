@@ -2175,10 +2175,20 @@ async function tellApart(
   const name = isShownAgain ? nameOfMarks([before, ...marks], ifNoneIsTaken) : undefined;
   if (name === 'filed-late') visit.settle = visit.limits.pause;
   if (name) {
-    const order = `POSTs on new streams, in order, + taken and - refused: ${marks.join(' ')}`;
-    accuse(visit, name, `${seen}; ${order}`);
+    const order = marks.map(describeMarks).join('; on another: ');
+    accuse(visit, name, `${seen}; of the POSTs on a new stream ${order}`);
   }
   return name;
+}
+
+/** `--++` is told as `2 were refused, then 2 were taken`. */
+function describeMarks(marks: string) {
+  const runs = marks.match(/\++|-+/g) ?? [];
+  const words = runs.map((run) => {
+    const verb = run.length === 1 ? 'was' : 'were';
+    return `${run.length} ${verb} ${run.startsWith('+') ? 'taken' : 'refused'}`;
+  });
+  return words.join(', then ');
 }
 
 const isMixed = (marks: string) => /-\++-|\+-+\+/.test(marks);
@@ -4284,6 +4294,32 @@ describe('The README', async () => {
       assert.ok(scripts[script], `npm run ${script}`);
       if (script === 'exercise') assert.ok(exercises[number], `exercise ${number}`);
     }
+  });
+
+  test('the findings of the doctor are listed, word for word', () => {
+    const plain = (text: string) => text.replaceAll('|', '\\|');
+    const rows = Object.entries(FINDINGS).map(([name, { kind, heading, means, cure }]) => {
+      return `| ${plain(heading)} | \`${name}\` (${kind}) | ${plain(means)} | ${plain(cure)} |`;
+    });
+    const [, table = ''] = section('## The doctor').split('| --- | --- | --- | --- |\n');
+    assert.deepEqual(table.split('\n').filter((line) => line.startsWith('|')), rows);
+  });
+
+  test('the doctor prints on a faulty server what is shown', async (t) => {
+    const transports: Transports = new Map();
+    const open = async (_req: http.IncomingMessage, res: http.ServerResponse) => {
+      const transport = new SSEServerTransport('/messages', res);
+      transports.set(randomUUID(), transport);
+      await getFaultyServer().connect(transport);
+    };
+    const url = await serve(t, routes(open, sdkPost(transports)));
+    const [command = '', output = ''] = blocks(section('## The doctor'));
+    const [, , , , , ...options] = command.split(' ');
+    const args = ['server.test.ts', 'doctor', `${url}/sse`, ...options];
+    const { lines, exit } = runNode(t, args, {}, import.meta.dirname);
+    assert.equal(await exit, 1);
+    const masked = (text: string) => mask(text).replace(/=\w{8}…|rebinding.example:\d+/g, '…');
+    assert.equal(masked(lines.join('\n')), masked(output));
   });
 
   test('the start prints what is shown', async (t) => {
