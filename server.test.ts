@@ -7,10 +7,11 @@
  * the file keeps these and writes tests of a tool of their own. What follows them can go, from the
  * banner of the tool on: the tool and its firewall, the exercises, the README.
  *
- * `npm test` runs everything, `npm test -- --test-name-pattern=Sessions` one suite.
+ * `npm test` runs everything. `node --import tsx --test --test-name-pattern=Sessions server.test.ts`
+ * runs one suite.
  */
 import assert from 'node:assert/strict';
-import { spawn, spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
 import { copyFile, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import http from 'node:http';
@@ -66,9 +67,14 @@ function createTestServer(events: EventEmitter) {
   return server;
 }
 
-/** Starts a server on a free port. `events` tells `start` and `end` of sessions, and tool calls. */
+/**
+ * Starts a server on a free port. `events` tells `start` and `end` of sessions, and calls of the
+ * tools; `seen` holds their names.
+ */
 async function startServer(t: TestContext, options: Partial<McpHttpServerOptions> = {}) {
   const events = new EventEmitter();
+  const seen: string[] = [];
+  for (const name of ['start', 'end', 'echo', 'wait']) events.on(name, () => seen.push(name));
   const hooks = {
     onSessionStart: (session: Session) => void events.emit('start', session),
     onSessionEnd: (session: Session) => void events.emit('end', session),
@@ -79,7 +85,7 @@ async function startServer(t: TestContext, options: Partial<McpHttpServerOptions
   await once(server, 'listening');
   t.after(shutdown);
   const { port } = server.address() as AddressInfo;
-  return { server, shutdown, port, url: `http://127.0.0.1:${port}`, events };
+  return { server, shutdown, port, url: `http://127.0.0.1:${port}`, events, seen };
 }
 
 /** Connects the SDK's own client. */
@@ -600,12 +606,13 @@ describe('Sessions', () => {
     const getServer = () => {
       throw new Error('no server today');
     };
-    const { url, events } = await startServer(t, { getServer });
-    events.on('start', () => assert.fail('a session that failed has started'));
+    const { url, shutdown, seen } = await startServer(t, { getServer });
     const response = await fetch(`${url}/sse`);
     assert.equal(response.status, 500);
     assert.equal(await response.text(), 'Error handling request\n');
     assert.match(String(error.mock.calls[0]?.arguments[1]), /no server today/);
+    await shutdown();
+    assert.deepEqual(seen, []);
   });
 
   test('a server that two sessions share gives the second one 500, and it is forgotten', async (t) => {
@@ -623,8 +630,7 @@ describe('Sessions', () => {
 
   test('connect() failing after the stream has begun ends the stream and the session', async (t) => {
     t.mock.method(console, 'error', () => {});
-    const { url, events } = await startServer(t);
-    events.on('start', () => assert.fail('a session that failed has started'));
+    const { url, shutdown, seen } = await startServer(t);
     const { connect } = McpServer.prototype;
     t.mock.method(McpServer.prototype, 'connect', async function (this: McpServer, transport: SSEServerTransport) {
       await connect.call(this, transport);
@@ -634,12 +640,12 @@ describe('Sessions', () => {
     assert.equal(stream.answer.status, 200);
     await untilEnded(stream);
     assert.equal((await postTo(url, sessionId)).status, 404);
+    await shutdown();
+    assert.deepEqual(seen, []);
   });
 
   test('a stream that ends while it opens leaves no session, and no hook is called', async (t) => {
-    const { url, events } = await startServer(t);
-    events.on('start', () => assert.fail('a session that has ended has started'));
-    events.on('end', () => assert.fail('a session that never started has ended'));
+    const { url, shutdown, seen } = await startServer(t);
     const { connect } = McpServer.prototype;
     t.mock.method(McpServer.prototype, 'connect', async function (this: McpServer, transport: SSEServerTransport) {
       await connect.call(this, transport);
@@ -648,26 +654,29 @@ describe('Sessions', () => {
     const { stream, sessionId } = await openStream(t, url);
     await untilEnded(stream);
     assert.equal((await postTo(url, sessionId)).status, 404);
+    await shutdown();
+    assert.deepEqual(seen, []);
   });
 
   test('a client that has gone before its stream begins is never a session', async (t) => {
-    const { server, port, events } = await startServer(t);
-    events.on('start', () => assert.fail('a session without a client has started'));
+    const { server, port, shutdown, seen } = await startServer(t);
     server.prependOnceListener('request', (req) => req.socket.destroy());
     assert.equal(await sendRaw(port, 'GET /sse HTTP/1.1\r\nHost: localhost\r\n\r\n'), '');
+    await shutdown();
+    assert.deepEqual(seen, []);
   });
 
   test('a stream that is pipelined behind another request gets 400, and is no session', async (t) => {
-    const { port, events } = await startServer(t);
-    events.on('start', () => assert.fail('a pipelined stream has become a session'));
+    const { port, shutdown, seen } = await startServer(t);
     const first = 'GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n';
     const answer = await sendRaw(port, first + requestLine('GET', '/sse'));
     assert.match(answer, /^HTTP\/1\.1 404 .*HTTP\/1\.1 400 .*Pipelined request: wait/s);
+    await shutdown();
+    assert.deepEqual(seen, []);
   });
 
   test('a message that has come in only after its stream has ended is refused, and no tool runs', async (t) => {
-    const { server, port, url, events } = await startServer(t);
-    events.on('echo', () => assert.fail('the tool has run'));
+    const { server, port, url, events, shutdown, seen } = await startServer(t);
     const { endpoint, close } = await openStream(t, url);
     const body = JSON.stringify(callTool(1, 'echo', { text: 'late' }));
     const posted = once(server, 'request');
@@ -682,6 +691,8 @@ describe('Sessions', () => {
     let answer = '';
     for await (const chunk of socket) answer += chunk;
     assert.match(answer, /^HTTP\/1\.1 400 /);
+    await shutdown();
+    assert.deepEqual(seen, ['start', 'end']);
   });
 
   test('a comment goes out on each stream every 15 s', async (t) => {
@@ -1261,11 +1272,11 @@ describe('Start and settings', () => {
   test('.env is read from the working directory, after the environment, and named', async (t) => {
     const folder = await mkdtemp(join(tmpdir(), 'env-'));
     t.after(() => rm(folder, { recursive: true }));
-    const env = 'PORT=0\nSSE_PATH=/from/file\nMESSAGES_PATH=/ignored\nMCP_TOKEN=t0ken\nOTHER=x\n';
+    const env = 'SSE_PATH=/from/file\nMESSAGES_PATH=/ignored\nMCP_TOKEN=t0ken\nOTHER=x\n';
     await writeFile(join(folder, '.env'), env);
     const file = join(import.meta.dirname, 'server.ts');
-    const { line, lines } = runNode(t, [file], { MESSAGES_PATH: '/from/env' }, folder);
-    await line(/^Settings from \.env: PORT, SSE_PATH, MCP_TOKEN$/);
+    const { line, lines } = runNode(t, [file], { ...START, MESSAGES_PATH: '/from/env' }, folder);
+    await line(/^Settings from \.env: SSE_PATH, MCP_TOKEN$/);
     await line(/^Try: .*\/from\/file$/);
     await line(/POST http:.*\/from\/env$/);
     assert.doesNotMatch(lines.join('\n'), /t0ken/);
@@ -4170,6 +4181,8 @@ if (task === 'exercise') {
 }
 
 // ==== From here on, delete what you do not need: the load and the README ======================
+
+import { spawnSync } from 'node:child_process';
 
 /** Opens a stream at little cost; `call` posts a request and waits for its reply. */
 async function openLean(url: string, agent: http.Agent) {

@@ -62,9 +62,9 @@ class Sessions {
     // Stored before connect() sends the id: the client may post as soon as it has read it.
     this.transports.set(sessionId, transport);
     const session = { id: sessionId, address: req.socket.remoteAddress, startedAt: new Date() };
-    // Declared before onclose, which reads both and may be called while connect() is running.
-    let keepAlive: NodeJS.Timeout | undefined;
-    let started: Promise<void> | undefined;
+    // Both stand before onclose, which uses them and may be called while connect() is running.
+    const keepAlive = setInterval(() => sendKeepAlive(transport, res), KEEP_ALIVE_MS);
+    let started: Promise<void> | false = false;
     transport.onclose = () => {
       // The SDK calls this for close() and again when the response closes: the first call counts.
       if (!this.transports.delete(sessionId)) return;
@@ -78,9 +78,7 @@ class Sessions {
       await transport.close(); // The stream may be open already, with nobody to answer on it.
       throw error;
     }
-    if (!this.transports.has(sessionId)) return;
-    keepAlive = setInterval(() => sendKeepAlive(transport, res), KEEP_ALIVE_MS);
-    started = this.callHook('onSessionStart', session);
+    if (this.transports.has(sessionId)) started = this.callHook('onSessionStart', session);
   }
 
   /** Answers a POST: the SDK reads the message, and its reply goes out on the session's stream. */
@@ -474,7 +472,7 @@ async function askFirewall(firewall: Firewall, call: URLSearchParams, signals: A
 /** Rejects as soon as the signal fires: undici tells a call that waits for its turn only then. */
 function abortable<T>(promise: Promise<T>, signal: AbortSignal) {
   return new Promise<T>((resolve, reject) => {
-    signal.addEventListener('abort', () => reject(signal.reason));
+    signal.addEventListener('abort', () => reject(signal.reason as Error));
     promise.then(resolve, reject);
   });
 }
@@ -531,9 +529,9 @@ function hintFor(code: string) {
 
 /** The text of a message, which PAN-OS wraps in several elements, cut to a readable length. */
 function textOf(node: unknown): string {
-  const isText = typeof node !== 'object' || node === null;
-  const text = isText ? String(node ?? '') : Object.values(node).map(textOf).join(' ');
-  return text.trim().slice(0, 500);
+  if (typeof node === 'string') return node.trim().slice(0, 500);
+  const parts = Object.values(node ?? {}).map(textOf);
+  return parts.join(' ').slice(0, 500);
 }
 
 function describeFirewall(settings: Settings) {
