@@ -3551,7 +3551,7 @@ import { connectFirewall, getServer } from './server.ts';
 const API_KEY = 'LUFRPT1-secret+key/==';
 const RIGHTS = /: check PANOS_API_KEY and the XML API rights of its role\.$/;
 const TARGET = /: check the target if you gave one, or try again later\.$/;
-const ADDRESS = /: check PANOS_HOSTNAME and the way to its management interface, or try again later\.$/;
+const ADDRESS = /: check PANOS_HOSTNAME and the network path to it, or try again later\.$/;
 
 describe('The tool and its firewall', () => {
   test('the tool is described for models and for people', async (t) => {
@@ -3741,7 +3741,7 @@ describe('The tool and its firewall', () => {
     const { env } = await startTlsFirewall(t);
     const strict = await connectClient(t, (await startTool(t, env)).url);
     const { text } = await showSystemInfo(strict);
-    assert.match(text, /self-signed certificate.*: renew it, or use NODE_EXTRA_CA_CERTS or PANOS_SKIP_VERIFY/);
+    assert.match(text, /self-signed certificate.*: replace the certificate, name its CA in NODE_EXTRA_CA_CERTS, or .*PANOS_SKIP_VERIFY/);
     const skip = { ...env, PANOS_SKIP_VERIFY_CERTIFICATE: 'true' };
     const { structuredContent } = await showSystemInfo(await connectClient(t, (await startTool(t, skip)).url));
     assert.equal(structuredContent?.['hostname'], 'fw');
@@ -3755,7 +3755,7 @@ describe('The tool and its firewall', () => {
     const trust = { NODE_EXTRA_CA_CERTS: join(folder, 'ca.pem') };
     const { url } = await runServer(t, { ...env, ...trust, PANOS_HOSTNAME: `localhost:${port}` }, folder);
     const { text } = await showSystemInfo(await connectClient(t, url));
-    assert.match(text, /altnames.*: set PANOS_HOSTNAME to a name that its certificate holds\.$/);
+    assert.match(text, /altnames.*: set PANOS_HOSTNAME to a name in the certificate of the device\.$/);
   });
 
   test('a firewall that does not answer, or drips, is given up after 30 s', async (t) => {

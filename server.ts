@@ -22,7 +22,7 @@ import { hash, timingSafeEqual } from 'node:crypto';
 import { once } from 'node:events';
 import { existsSync, readFileSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
-import { createRequire } from 'node:module';
+import module from 'node:module';
 import { type AddressInfo, isIPv4, isIPv6 } from 'node:net';
 import { parseEnv } from 'node:util';
 import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js';
@@ -37,7 +37,6 @@ const MAX_UNREAD_BYTES = 1024 * 1024;
 const MAX_MESSAGE_BYTES = 4 * 1024 * 1024; // The SDK's own limit.
 const MAX_POSTED_BYTES = 64 * 1024 * 1024;
 const UNREAD_ANSWER_MS = 30_000;
-const ALL_IN_USE = `All ${MAX_SESSIONS} sessions are in use: try again later`;
 
 /** The open sessions. Each begins in `openSession()` and ends in its `transport.onclose`. */
 class Sessions {
@@ -55,7 +54,9 @@ class Sessions {
   async openSession(req: IncomingMessage, res: ServerResponse) {
     if (req.socket.destroyed) return; // Nothing would ever end the session of a client that left.
     if (this.isShuttingDown) return reply(res, 503, 'This server is shutting down: reconnect soon');
-    if (this.transports.size >= MAX_SESSIONS) return reply(res, 503, ALL_IN_USE);
+    if (this.transports.size >= MAX_SESSIONS) {
+      return reply(res, 503, `All ${MAX_SESSIONS} sessions are in use: try again later`);
+    }
 
     const transport = new SSEServerTransport(this.options.messagesPath, res);
     const sessionId = transport.sessionId;
@@ -64,7 +65,7 @@ class Sessions {
     const session = { id: sessionId, address: req.socket.remoteAddress, startedAt: new Date() };
     // Both stand before onclose, which uses them and may be called while connect() is running.
     const keepAlive = setInterval(() => sendKeepAlive(transport, res), KEEP_ALIVE_MS);
-    let started: Promise<void> | false = false;
+    let started: Promise<void> | undefined;
     transport.onclose = () => {
       // The SDK calls this for close() and again when the response closes: the first call counts.
       if (!this.transports.delete(sessionId)) return;
@@ -355,8 +356,8 @@ export function getServer(firewall: Firewall | undefined) {
   server.server.onclose = () => sessionEnd.abort();
 
   server.registerTool('show_system_info', showSystemInfo, async ({ target }, extra) => {
-    const signals = [extra.signal, sessionEnd.signal];
-    const system = firewall ? await askSystemInfo(firewall, target, signals) : SAMPLE;
+    const signal = AbortSignal.any([extra.signal, sessionEnd.signal]);
+    const system = firewall ? await askSystemInfo(firewall, signal, target) : SAMPLE;
     const content = [{ type: 'text' as const, text: JSON.stringify(system) }];
     if (!firewall) content.push({ type: 'text', text: SAMPLE_NOTE });
     return { structuredContent: system, content };
@@ -364,15 +365,11 @@ export function getServer(firewall: Firewall | undefined) {
   return server;
 }
 
-async function askSystemInfo(
-  firewall: Firewall,
-  target: string | undefined,
-  signals: AbortSignal[],
-) {
+async function askSystemInfo(firewall: Firewall, signal: AbortSignal, target = '') {
   const cmd = '<show><system><info></info></system></show>';
   const call = new URLSearchParams({ type: 'op', cmd });
-  if (target) call.set('target', target);
-  const { data } = resultSchema.safeParse(await askFirewall(firewall, call, signals));
+  if (target !== '') call.set('target', target);
+  const { data } = resultSchema.safeParse(await askFirewall(firewall, call, signal));
   if (data) return data.system;
   throw new Error('No system information came back: check PANOS_HOSTNAME.');
 }
@@ -430,6 +427,8 @@ function createParser(apiKey: string) {
 
 const CALL_TIMEOUT_MS = 30_000;
 const MAX_QUEUED_CALLS = 50;
+const KEY_HINT = 'check PANOS_API_KEY and the XML API rights of its role';
+const HOST_HINT = 'check PANOS_HOSTNAME and the network path to it, or try again later';
 
 // A device may drop a kept-alive connection just when a call is sent. Calls that only read can be
 // sent again on a new connection.
@@ -448,22 +447,47 @@ const retryOnce = interceptors.retry({
  * @throws an Error whose one sentence says what happened and what to do
  * @see https://docs.paloaltonetworks.com/pan-os/11-1/pan-os-panorama-api
  */
-async function askFirewall(firewall: Firewall, call: URLSearchParams, signals: AbortSignal[]) {
-  const { name, pool } = firewall;
+async function askFirewall(firewall: Firewall, call: URLSearchParams, signal: AbortSignal) {
+  const { name, pool, parser } = firewall;
   if (pool.stats.queued >= MAX_QUEUED_CALLS) {
     throw new Error(`${name} is busy: ${MAX_QUEUED_CALLS} calls wait for it. Try again later.`);
   }
+  const { statusCode, text } = await post(firewall, call, signal);
+  const response = parseResponse(parser, text);
+  if (!response) {
+    const hint = isRefusal(String(statusCode)) ? KEY_HINT : HOST_HINT;
+    throw failure(name, `HTTP ${statusCode} without PAN-OS XML`, hint);
+  }
+  const { status, code: sentCode, msg, result } = response;
+  if (status === 'success') return result;
+  const code = textOf(sentCode) || String(statusCode);
+  const reason = `status ${textOf(status)}, code ${code}: ${textOf(msg ?? result)}`;
+  const hint = isRefusal(code) ? KEY_HINT : 'check the target if you gave one, or try again later';
+  throw failure(name, reason, hint);
+}
+
+function failure(name: string, reason: string, hint: string) {
+  return new Error(`Asking ${name} failed (${reason}): ${hint}.`);
+}
+
+/** Whether PAN-OS refuses the key or its role, by the code of its reply or of HTTP. */
+function isRefusal(code: string) {
+  return ['15', '16', '22', '401', '403'].includes(code);
+}
+
+/** Sends the call; it fails when the signal fires, and after 30 s, its wait for a turn included. */
+async function post(firewall: Firewall, call: URLSearchParams, signal: AbortSignal) {
   const timeout = new AbortController();
   const timer = setTimeout(() => timeout.abort(new Error('no reply within 30 s')), CALL_TIMEOUT_MS);
-  const signal = AbortSignal.any([...signals, timeout.signal]);
+  const ending = AbortSignal.any([signal, timeout.signal]);
   try {
-    signal.throwIfAborted();
-    return await abortable(post(firewall, call, signal), signal);
+    ending.throwIfAborted();
+    return await abortable(send(firewall, call, ending), ending);
   } catch (error) {
-    const { message, code, cause } = error as NodeJS.ErrnoException;
+    const { message, code = '' } = error as NodeJS.ErrnoException;
     // undici says this when it could not fetch the rest of a reply that broke off.
     const reason = code === 'UND_ERR_REQ_RETRY' ? 'the reply was cut off' : message || code;
-    throw new Error(`Asking ${name} failed (${reason}): ${hintFor(String(code ?? cause))}.`);
+    throw failure(firewall.name, reason, hintFor(code));
   } finally {
     clearTimeout(timer);
   }
@@ -477,31 +501,26 @@ function abortable<T>(promise: Promise<T>, signal: AbortSignal) {
   });
 }
 
-async function post(firewall: Firewall, call: URLSearchParams, signal: AbortSignal) {
-  const { apiKey, dispatcher, parser } = firewall;
+async function send({ apiKey, dispatcher }: Firewall, call: URLSearchParams, signal: AbortSignal) {
   const headers = { 'content-type': 'application/x-www-form-urlencoded', 'x-pan-key': apiKey };
   const request = { path: '/api/', headers, body: call.toString(), signal };
   const { statusCode, body } = await dispatcher.request({ method: 'POST', ...request });
-  const response = parseResponse(parser, await body.text());
-  if (!response) {
-    const code = `HTTP ${statusCode}`;
-    throw new Error(`${code} without PAN-OS XML`, { cause: code });
-  }
-  const { status, msg, result } = response;
-  if (status === 'success') return result;
-  const code = textOf(response.code) || String(statusCode);
-  const message = `status ${textOf(status)}, code ${code}: ${textOf(msg ?? result)}`;
-  throw new Error(message, { cause: code });
+  return { statusCode, text: await body.text() };
 }
 
-const replySchema = z.object({
-  response: z.object({
-    status: z.string(),
-    code: z.string().optional(),
-    msg: z.unknown().optional(),
-    result: z.unknown().optional(),
-  }),
-});
+/** What to do when no reply came, by the code that undici, Node or OpenSSL gives the failure. */
+function hintFor(code: string) {
+  if (code.includes('ALTNAME')) {
+    return 'set PANOS_HOSTNAME to a name in the certificate of the device';
+  }
+  if (code.includes('CERT') || code.includes('SIGNATURE')) {
+    return 'replace the certificate, name its CA in NODE_EXTRA_CA_CERTS, '
+      + 'or in a lab set PANOS_SKIP_VERIFY_CERTIFICATE=true';
+  }
+  return HOST_HINT;
+}
+
+const replySchema = z.object({ response: z.looseObject({ status: z.string() }) });
 
 /** The `<response>` of a reply; undefined if the reply is anything else. */
 function parseResponse(parser: XMLParser, text: string) {
@@ -512,19 +531,6 @@ function parseResponse(parser: XMLParser, text: string) {
   } catch {
     return undefined;
   }
-}
-
-/** What to do about a failure, by the code that PAN-OS, HTTP, undici, Node or OpenSSL gives it. */
-function hintFor(code: string) {
-  if (['15', '16', '22', '401', '403', 'HTTP 401', 'HTTP 403'].includes(code)) {
-    return 'check PANOS_API_KEY and the XML API rights of its role';
-  }
-  if (/^\d+$/.test(code)) return 'check the target if you gave one, or try again later';
-  if (code.includes('ALTNAME')) return 'set PANOS_HOSTNAME to a name that its certificate holds';
-  if (code.includes('CERT') || code.includes('SIGNATURE')) {
-    return 'renew it, or use NODE_EXTRA_CA_CERTS or PANOS_SKIP_VERIFY_CERTIFICATE (lab)';
-  }
-  return 'check PANOS_HOSTNAME and the way to its management interface, or try again later';
 }
 
 /** The text of a message, which PAN-OS wraps in several elements, cut to a readable length. */
@@ -573,7 +579,10 @@ function secretSchema() {
  * @throws an Error whose message names each wrong setting and says what it must be
  */
 export function readSettings(env: Record<string, string | undefined>) {
-  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value?.trim()));
+  const given: Record<string, string> = {};
+  for (const [name, value] of Object.entries(env)) {
+    if (value?.trim()) given[name] = value;
+  }
   const { data, error } = settingsSchema.safeParse(given);
   if (error) {
     const faults = error.issues.map(({ path, message }) => {
@@ -699,7 +708,7 @@ function logStart(server: Server, settings: Settings, fileEnv: object) {
 function isStarted() {
   try {
     // Node's own resolver knows that `node .` and `node dist/server` mean this file too.
-    const require = createRequire(import.meta.url);
+    const require = module.createRequire(import.meta.url);
     return require.resolve(process.argv[1] ?? '') === import.meta.filename;
   } catch {
     return false;
