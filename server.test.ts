@@ -4,8 +4,10 @@
  * own client, or with a bare socket for what no client would send.
  *
  * The suites are in the order of server.ts: sessions, requests, start and settings. Whoever copies
- * the file keeps these and writes tests of a tool of their own. What follows them can go, from the
- * banner of the tool on: the tool and its firewall, the exercises, the README.
+ * the file keeps these and writes tests of a tool of their own. All that follows can go, from the
+ * first `====` banner on: the doctor, the tool and its firewall, the exercises, the load and the
+ * README. The exercises and the README need the sections before them. Beside the packages of
+ * server.ts, this file needs `eventsource-parser` 3.
  *
  * `npm test` runs everything. `node --import tsx --test --test-name-pattern=Sessions server.test.ts`
  * runs one suite.
@@ -205,13 +207,16 @@ async function runServer(
   folder = import.meta.dirname,
   options: string[] = [],
 ) {
-  const run = runNode(t, [...options, 'server.ts'], { ...START, ...env }, folder);
+  // It runs in another folder, because a `.env` of yours may stand in this one.
+  const args = [...options, join(folder, 'server.ts')];
+  const run = runNode(t, args, { ...START, ...env }, tmpdir());
   const [, url = ''] = /GET (http:\/\/[^/]+)/.exec(await run.line(/^MCP over/)) ?? [];
   await run.line(/^Try/);
   return { ...run, url };
 }
 
-// The raw client: what is on the wire, and nothing that a client library would hide.
+// The raw client: what is on the wire, and nothing that a client library would hide. The doctor
+// needs all of it, and the other tests a part.
 
 type HeaderMap = Record<string, string>;
 type JsonRpc = {
@@ -1154,7 +1159,7 @@ describe('Start and settings', () => {
   test('`npm start` runs the command that these tests run', async () => {
     const file = join(import.meta.dirname, 'package.json');
     const { scripts } = JSON.parse(await readFile(file, 'utf8'));
-    assert.equal(scripts.start, 'node --import tsx server.ts');
+    assert.equal(scripts?.start, 'node --import tsx server.ts');
   });
 
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
@@ -1348,7 +1353,7 @@ describe('Start and settings', () => {
     const { ALLOWED_HOSTS } = readSettings({ ...START, ALLOWED_HOSTS: 'A.example:80, [fd00::1]' });
     assert.deepEqual(ALLOWED_HOSTS, ['a.example', '[fd00::1]']);
   });
-});
+}, { concurrency: 4 });
 
 /** Starts a copy whose end hook does this, and opens a session that the end of the copy will end. */
 async function runSlowHook(t: TestContext, code: string, changes: Record<string, string> = {}) {

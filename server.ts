@@ -2,19 +2,22 @@
 /**
  * An MCP server over HTTP+SSE in one file: to read, to copy and to teach from.
  *
- * A session is one open `GET /sse` stream. The SDK makes the session's id and names it in the
- * stream's first event. The client then POSTs each message to `/messages?sessionId=…`, and every
- * reply comes back on the stream. When the stream ends, the session ends with it.
+ * MCP (Model Context Protocol) lets an AI application, the client, call the tools of a server.
+ * Both send JSON-RPC messages. A session is one open `GET /sse` stream: the SDK makes its id, and
+ * the stream's first event, `endpoint`, tells the client where to POST: `/messages?sessionId=…`.
+ * Each POST is answered by 202 alone, and the reply to its message comes on the stream. When the
+ * stream ends, the session ends with it, and a client that comes back opens a new one.
  *
  * The steps and the names are those of the SDK's own example, `server/simpleSseServer.ts`.
  *
- * HTTP+SSE is deprecated: start a new server on Streamable HTTP. This file is for the servers
- * whose clients still speak SSE.
+ * HTTP+SSE is deprecated: start a new server on Streamable HTTP, its successor. This file is for
+ * servers whose clients still speak SSE.
  *
  * It needs Node 20.18.1 or later, `"type": "module"` in package.json, and the packages
- * `@modelcontextprotocol/sdk` 1 and `zod` 4; the firewall's part also needs `undici` 7 and
- * `fast-xml-parser` 5. Node 22.18 and later run it as it is, and Node 20 runs it with `tsx` 4.
- * Compile it with `skipLibCheck`, because the SDK's own declarations do not pass every check.
+ * `@modelcontextprotocol/sdk` 1 and `zod` 4; the firewall's part also needs `undici` 7,
+ * `fast-xml-parser` 5 and `@nodable/entities` 3. Node 22.18 and later run it as it is, and Node 20
+ * runs it with `tsx` 4. To compile it, add `typescript` and `@types/node`, and set `module` to
+ * `nodenext` and `skipLibCheck`, because the SDK's declarations do not pass every check.
  *
  * @see https://modelcontextprotocol.io/specification/2024-11-05/basic/transports (HTTP with SSE)
  */
@@ -33,9 +36,9 @@ import * as z from 'zod';
 
 const KEEP_ALIVE_MS = 15_000;
 const MAX_SESSIONS = 10_000;
-const MAX_UNREAD_BYTES = 1024 * 1024;
-const MAX_MESSAGE_BYTES = 4 * 1024 * 1024; // The SDK's own limit.
-const MAX_POSTED_BYTES = 64 * 1024 * 1024;
+const MAX_UNREAD_BYTES = 1024 * 1024; // What one client may leave unread on its stream.
+const MAX_MESSAGE_BYTES = 4 * 1024 * 1024; // The SDK's own limit for one message.
+const MAX_POSTED_BYTES = 64 * 1024 * 1024; // All messages together that are being answered.
 const UNREAD_ANSWER_MS = 30_000;
 
 /** The open sessions. Each begins in `openSession()` and ends in its `transport.onclose`. */
@@ -52,7 +55,7 @@ class Sessions {
 
   /** Answers a GET: its response becomes the stream, and the session lasts as long as that. */
   async openSession(req: IncomingMessage, res: ServerResponse) {
-    if (req.socket.destroyed) return; // Nothing would ever end the session of a client that left.
+    if (req.socket.destroyed) return; // The client has left, and no event would end its session.
     if (this.isShuttingDown) return reply(res, 503, 'This server is shutting down: reconnect soon');
     if (this.transports.size >= MAX_SESSIONS) {
       return reply(res, 503, `All ${MAX_SESSIONS} sessions are in use: try again later`);
@@ -63,7 +66,8 @@ class Sessions {
     // Stored before connect() sends the id: the client may post as soon as it has read it.
     this.transports.set(sessionId, transport);
     const session = { id: sessionId, address: req.socket.remoteAddress, startedAt: new Date() };
-    // Both stand before onclose, which uses them and may be called while connect() is running.
+    // `keepAlive` and `started` stand before onclose, which uses them and may be called while
+    // connect() is running. A stream that ends so early was never a session for the hooks.
     const keepAlive = setInterval(() => sendKeepAlive(transport, res), KEEP_ALIVE_MS);
     let started: Promise<void> | undefined;
     transport.onclose = () => {
@@ -73,6 +77,8 @@ class Sessions {
       if (started) this.endSession(session, started);
     };
     transport.onmessage = () => this.beforeMessage(transport, res);
+    // connect() keeps these two handlers and calls them before those of the McpServer. It sends
+    // the head of the response and the `endpoint` event.
     try {
       await this.options.getServer().connect(transport);
     } catch (error) {
@@ -92,7 +98,8 @@ class Sessions {
     if (!transport) {
       return reply(res, 404, `Session not found: reconnect to ${ssePath}`);
     }
-    // A message is in memory until its answer is out. Together they must not fill the memory.
+    // A message is in memory until its answer is out. Together they must not fill the memory, and
+    // one whose size is not told counts as the largest that is possible.
     const size = Number(req.headers['content-length'] ?? MAX_MESSAGE_BYTES);
     if (this.postedBytes + size > MAX_POSTED_BYTES) {
       return reply(res, 503, 'Too much is being posted: send less at once, or try again later');
@@ -102,7 +109,7 @@ class Sessions {
       this.postedBytes -= size;
     });
     await transport.handlePostMessage(req, res);
-    // The SDK's answer to a message that is no JSON repeats it, and a client may leave it unread.
+    // The SDK's answer to a bad message repeats all of it, and a client may leave that unread.
     if (!res.writableFinished) res.setTimeout(UNREAD_ANSWER_MS, () => res.destroy());
   }
 
@@ -116,7 +123,7 @@ class Sessions {
   /** The SDK calls this when it has read a message, and refuses the message if this throws. */
   private beforeMessage(transport: SSEServerTransport, res: ServerResponse) {
     closeIfUnread(transport, res);
-    // The message may have come in so slowly that its client has gone: no tool runs for nobody.
+    // The message may have come in so slowly that its session has ended: nobody would get a reply.
     if (!this.transports.has(transport.sessionId)) throw new Error('The session has ended.');
   }
 
@@ -171,13 +178,13 @@ export interface SessionHooks {
 // ---- HTTP ------------------------------------------------------------------------------------
 
 export interface McpHttpServerOptions {
-  /** Makes the server of one session. It is called for each, since a server has one transport. */
+  /** Makes the server of one session: an McpServer can be connected to one transport only. */
   getServer: () => McpServer;
   /** What to call when a session starts and when it ends; by default nothing. */
   hooks?: SessionHooks | undefined;
   /** The path of the stream, by default `/sse`. A trailing slash makes no difference. */
   ssePath?: string | undefined;
-  /** The path to post to, by default `/messages`. It includes the prefix that a proxy adds. */
+  /** The path to post to, by default `/messages`. Behind a proxy it includes the public prefix. */
   messagesPath?: string | undefined;
   /** The host names, besides loopback's, that `Host` and `Origin` may have; by default none. */
   allowedHosts?: string[] | undefined;
@@ -210,7 +217,8 @@ function withoutSlash(path: string) {
  */
 export function createMcpHttpServer(options: McpHttpServerOptions) {
   const sessions = new Sessions(withDefaults(options));
-  // A request that takes longer than 30 s to arrive gets 408. An open stream is left alone.
+  // A request that takes longer than 30 s to arrive gets 408, and Node looks for such requests
+  // each second. An open stream is left alone.
   const limits = { requestTimeout: 30_000, connectionsCheckingInterval: 1000 };
   const server = createServer(limits, (req, res) => void handleRequest(sessions, req, res));
 
@@ -229,7 +237,7 @@ async function handleRequest(sessions: Sessions, req: IncomingMessage, res: Serv
     await route(sessions, req, res);
   } catch (error) {
     console.error('Error handling request:', error);
-    if (res.headersSent) res.end();
+    if (res.headersSent) res.end(); // It is too late for another status.
     else reply(res, 500, 'Error handling request');
   }
 }
@@ -237,7 +245,8 @@ async function handleRequest(sessions: Sessions, req: IncomingMessage, res: Serv
 async function route(sessions: Sessions, req: IncomingMessage, res: ServerResponse) {
   const { ssePath, messagesPath, allowedHosts, token } = sessions.options;
   const url = requestedUrl(req);
-  // A pipelined request has no socket yet. Node does not say when one closes before its turn.
+  // A request that was sent before the last one was answered has no socket until its turn comes,
+  // and nothing would tell if the client left before that.
   if (!res.socket) {
     return reply(res, 400, 'Pipelined request: wait for the answer to the one before it');
   }
@@ -272,7 +281,8 @@ function requestedUrl(req: IncomingMessage) {
 
 /** Whether the request is meant for this server, and not sent by a web page of another site. */
 function isAllowed(req: IncomingMessage, url: URL | undefined, allowedHosts: string[]) {
-  // A web page can make a browser send requests to 127.0.0.1, but can't change these headers.
+  // A web page can make a browser send requests to 127.0.0.1 (DNS rebinding), but it can't change
+  // these headers.
   const { host = '', origin } = req.headers;
   if (!isAllowedName(hostnameOf(host), allowedHosts)) return false;
   if (url && !isAllowedName(url.hostname, allowedHosts)) return false;
@@ -314,14 +324,16 @@ function reply(res: ServerResponse, status: number, text: string, headers = {}) 
 }
 
 // ==== Replace from here: the tool, the firewall behind it, and their settings =================
-// Then name your settings in `settingsSchema` and your own `getServer()` in `main()`, below.
+// Then name your own things below: the settings in `settingsSchema`, and in `main()` what stands
+// there for `connectFirewall`, `getServer` and `describeFirewall`. Keep `jsonSchemaValidator` and
+// `sessionEnd` in your own `getServer()`. The imports stand here to be replaced with the rest.
 
 import { AjvJsonSchemaValidator } from '@modelcontextprotocol/sdk/validation/ajv';
 import { EntityDecoder } from '@nodable/entities';
 import { XMLParser } from 'fast-xml-parser';
 import { interceptors, Pool } from 'undici';
 
-// The fields that every recorded device sends. The addresses and the model belong to nobody.
+// The fields that every PAN-OS firewall sends, with values that belong to no device.
 const SAMPLE = {
   hostname: 'sample-firewall', devicename: 'sample-firewall', model: 'PA-SAMPLE',
   family: 'sample', 'platform-family': 'sample', serial: '000000000000', netmask: '255.255.255.0',
@@ -331,7 +343,8 @@ const SAMPLE = {
 };
 const SAMPLE_NOTE = 'Sample data: to ask a real firewall, set PANOS_HOSTNAME and PANOS_API_KEY.';
 
-// What is the same in every session is made once, because getServer() runs for each of them.
+// What is the same in every session is made once, because getServer() runs for each of them. With
+// a validator of its own, for example, each session would cost about 20 KB more.
 const jsonSchemaValidator = new AjvJsonSchemaValidator();
 const fieldSchema = z.string().optional();
 // Clients that ask a person for each argument send an empty one if the person gives none.
@@ -351,7 +364,8 @@ const showSystemInfo = {
 /** Makes the server of one session. The SDK sends what a tool throws as an `isError` result. */
 export function getServer(firewall: Firewall | undefined) {
   const server = new McpServer({ name: 'mcp-baseline', version: '1.0.0' }, { jsonSchemaValidator });
-  // At the end of a session the SDK's own signal fires for one call of those that share an id.
+  // If a client gives several calls the same id, the SDK's own signal fires for only one of them
+  // when the session ends. This one fires for all.
   const sessionEnd = new AbortController();
   server.server.onclose = () => sessionEnd.abort();
 
@@ -493,7 +507,7 @@ async function post(firewall: Firewall, call: URLSearchParams, signal: AbortSign
   }
 }
 
-/** Rejects as soon as the signal fires: undici tells a call that waits for its turn only then. */
+/** Rejects as soon as the signal fires. undici itself would wait until it is the call's turn. */
 function abortable<T>(promise: Promise<T>, signal: AbortSignal) {
   return new Promise<T>((resolve, reject) => {
     signal.addEventListener('abort', () => reject(signal.reason as Error));
@@ -568,7 +582,7 @@ const settingsSchema = z.object({
 /** The settings, under the names of their environment variables. */
 export type Settings = z.infer<typeof settingsSchema>;
 
-/** It is a function because the settings of the firewall, above, need it as well. */
+/** A function, unlike a constant, can be used further up: the settings of the firewall need it. */
 function secretSchema() {
   return z.string().regex(/^[!-~]+$/, 'It must be printable ASCII without spaces.');
 }
@@ -601,7 +615,7 @@ export function readSettings(env: Record<string, string | undefined>) {
 }
 
 function describeFault(name: string, value: string | undefined, rule: string) {
-  if (value === undefined) return `${name} is not set. ${rule}`;
+  if (value === undefined) return `${name} is not set. Set it in the environment or in .env.`;
   // A secret must not reach a log, and a URL may hold a password in front of its @.
   const isSecret = /TOKEN|KEY|SECRET|PASSWORD/.test(name) || value.includes('@');
   return `${name} is ${isSecret ? 'wrong' : JSON.stringify(value)}. ${rule}`;
