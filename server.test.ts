@@ -15,7 +15,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
-import { copyFile, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import http from 'node:http';
 import https from 'node:https';
 import net, { type AddressInfo } from 'node:net';
@@ -85,7 +85,10 @@ async function startServer(t: TestContext, options: Partial<McpHttpServerOptions
   const { server, shutdown } = createMcpHttpServer({ getServer, hooks, ...options });
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
-  t.after(shutdown);
+  t.after(() => {
+    server.closeAllConnections();
+    return shutdown();
+  });
   const { port } = server.address() as AddressInfo;
   return { server, shutdown, port, url: `http://127.0.0.1:${port}`, events, seen };
 }
@@ -134,13 +137,34 @@ const replyTo = (id: number) => ({ event: 'message', data: `{"result":{},"jsonrp
 async function sendRaw(port: number, request: string) {
   const socket = net.connect(port, '127.0.0.1').setEncoding('latin1');
   socket.write(request, 'latin1');
+  return await readRaw(socket);
+}
+
+/** Reads until the server ends the connection, or until a text has come, such as that of a stream. */
+async function readRaw(socket: net.Socket, until = 'event: endpoint') {
   let answer = '';
-  for await (const chunk of socket) answer += chunk;
+  for await (const chunk of socket) {
+    answer += chunk;
+    if (answer.includes(until)) break;
+  }
   return answer;
 }
 
-/** Makes the timers of one length short; all others stay as they are. */
-function shorten(t: TestContext, name: 'setTimeout' | 'setInterval', from: number, to: number) {
+/** Waits for what has to come, and fails with a sentence if it has not come within 20 s. */
+async function within<T>(promise: Promise<T>, sentence: string): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_resolve, reject) => {
+    timer = setTimeout(() => reject(new assert.AssertionError({ message: sentence })), 20_000);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Gives the timers of one length another one; all others stay as they are. */
+function changeTimers(t: TestContext, name: 'setTimeout' | 'setInterval', from: number, to: number) {
   const start = globalThis[name] as typeof setTimeout;
   t.mock.method(globalThis, name, (run: () => void, ms?: number, ...args: []) => {
     return start(run, ms === from ? to : ms, ...args);
@@ -194,7 +218,7 @@ function runNode(t: TestContext, args: string[], env: Record<string, string>, fo
       if (found !== undefined) return found;
       const printed = lines.join('\n');
       assert.ok(child.exitCode === null && child.signalCode === null, `it ended without a line ${pattern}, having printed:\n${printed}`);
-      await once(output, 'change');
+      await within(once(output, 'change'), `no line ${pattern} came, but this:\n${printed}`);
     }
   }
   return { child, lines, line, exit };
@@ -566,19 +590,17 @@ describe('Sessions', () => {
       },
       onSessionEnd() {
         order.push('end');
-        gate.emit('ended');
       },
     };
-    const { url, server } = await startServer(t, { hooks });
+    const { url, server, shutdown } = await startServer(t, { hooks });
     const opened = once(server, 'request');
     const { close } = await openStream(t, url);
     const [, res] = (await opened) as [unknown, http.ServerResponse];
     const closed = once(res, 'close');
     close();
     await closed;
-    const ended = once(gate, 'ended');
     gate.emit('open');
-    await ended;
+    await shutdown();
     assert.deepEqual(order, ['start begins', 'start is over', 'end']);
   });
 
@@ -612,9 +634,9 @@ describe('Sessions', () => {
       throw new Error('no server today');
     };
     const { url, shutdown, seen } = await startServer(t, { getServer });
-    const response = await fetch(`${url}/sse`);
-    assert.equal(response.status, 500);
-    assert.equal(await response.text(), 'Error handling request\n');
+    const { answer } = await openEventStream(`${url}/sse`);
+    assert.equal(answer.status, 500);
+    assert.equal(answer.text, 'Error handling request\n');
     assert.match(String(error.mock.calls[0]?.arguments[1]), /no server today/);
     await shutdown();
     assert.deepEqual(seen, []);
@@ -701,7 +723,7 @@ describe('Sessions', () => {
   });
 
   test('a comment goes out on each stream every 15 s', async (t) => {
-    shorten(t, 'setInterval', 15_000, 50);
+    changeTimers(t, 'setInterval', 15_000, 50);
     const { url } = await startServer(t);
     for (const { stream } of [await openStream(t, url), await openStream(t, url)]) {
       await stream.waitFor(() => stream.comments[1]);
@@ -720,18 +742,19 @@ describe('Sessions', () => {
   });
 
   test('a client that has stopped reading is cut off at the next keep-alive', async (t) => {
-    shorten(t, 'setInterval', 15_000, 50);
-    const { url, port, events } = await startServer(t);
-    const { session } = await openUnread(t, port, events);
+    changeTimers(t, 'setInterval', 15_000, 50);
+    const { url, port, server, events } = await startServer(t, { getServer: getFlood });
+    const { session, res } = await openUnread(t, port, server, events);
     const ended = once(events, 'end');
-    // The kernel takes some megabytes of these replies, and the rest stays with the server.
-    for (const id of [1, 2, 3]) await postTo(url, session.id, ping(String(id).repeat(3_900_000)));
-    assert.equal((await ended)[0], session);
+    await postTo(url, session.id, callTool(1, 'flood'));
+    const [cut] = await within(ended, 'the client that reads nothing has still its session');
+    assert.equal(cut, session);
+    assert.ok(res.destroyed, 'the connection is still open, and holds what was not read');
   });
 
   test('a client that has stopped reading is cut off at its next message', async (t) => {
-    const { url, port, events } = await startServer(t);
-    const { session } = await openUnread(t, port, events);
+    const { url, port, server, events } = await startServer(t);
+    const { session } = await openUnread(t, port, server, events);
     const ended = once(events, 'end');
     let answer = await postTo(url, session.id);
     for (let posts = 0; posts < 20 && answer.status === 202; posts += 1) {
@@ -768,7 +791,7 @@ describe('Sessions', () => {
     }
     const refused = await post(ping(1));
     assert.equal(refused.status, 503);
-    assert.match(refused.text, /^Too much is being posted/);
+    assert.match(refused.text, /^The server is busy with other messages/);
     for (const socket of sockets) socket.destroy();
     await eventually(async () => (await post(ping(2))).status === 202);
   });
@@ -792,7 +815,7 @@ describe('Sessions', () => {
     const body = `[${'1,'.repeat(2_000_000)}`;
     for (let isOpen = true; isOpen; ) {
       const { req, res } = await postUnread(server, socket, sessionId, body);
-      await once(res, 'close');
+      await within(once(res, 'close'), 'the answer that nobody reads is still there');
       isOpen = !req.socket.destroyed;
     }
     assert.ok(limits.length > 0 && limits.every((limit) => limit === 30_000));
@@ -822,6 +845,41 @@ describe('Sessions', () => {
     again.close();
   });
 
+  test('shutdown() calls the end hooks before the server\'s `close` event, and resolves after both', async (t) => {
+    const order: string[] = [];
+    const hooks = { onSessionEnd: () => void order.push('end hook') };
+    const { url, server, shutdown } = await startServer(t, { hooks });
+    await openStream(t, url);
+    server.once('close', () => order.push('close event'));
+    await shutdown();
+    order.push('resolved');
+    assert.deepEqual(order, ['end hook', 'close event', 'resolved']);
+  });
+
+  test('shutdown() lets a slow client read the end of its stream', async (t) => {
+    changeTimers(t, 'setTimeout', 500, 20_000); // On a busy machine, half a second may be too little.
+    const { port, server, url, events, shutdown } = await startServer(t, { getServer: getFlood });
+    const { session, reader } = await openUnread(t, port, server, events);
+    await postTo(url, session.id, callTool(1, 'flood'));
+    const done = shutdown();
+    const answer = await readRaw(reader.resume().setEncoding('latin1'), 'no such text');
+    await done;
+    assert.ok(answer.endsWith('"jsonrpc":"2.0","id":1}\n\n\r\n0\r\n\r\n'), answer.slice(-100));
+  });
+
+  test('shutdown() does not wait for a request that stalls', async (t) => {
+    const { server, port, url, shutdown } = await startServer(t);
+    const { endpoint } = await openStream(t, url);
+    const asked = once(server, 'request');
+    const socket = net.connect(port, '127.0.0.1').setEncoding('latin1');
+    socket.write(`POST ${endpoint} HTTP/1.1\r\nHost: localhost\r\n`);
+    socket.write('Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{');
+    await asked;
+    const answer = readRaw(socket).catch(() => '');
+    await within(shutdown(), 'shutdown() waits for a request that stalls');
+    assert.equal(await answer, '');
+  });
+
   test('shutdown() takes no more sessions, not even on a connection that is open', async (t) => {
     const gate = new EventEmitter();
     const hooks = { onSessionEnd: async () => void (await once(gate, 'open')) };
@@ -841,7 +899,7 @@ describe('Sessions', () => {
       if (answer.endsWith('Invalid message: {}\r\n0\r\n\r\n')) {
         socket.write('GET /sse HTTP/1.1\r\nHost: localhost\r\n\r\n');
       }
-      if (answer.includes('shutting down')) gate.emit('open');
+      if (/shutting down|event: endpoint/.test(answer)) gate.emit('open');
     }
     assert.match(answer, /HTTP\/1\.1 503 .*This server is shutting down/s);
     await done;
@@ -850,7 +908,7 @@ describe('Sessions', () => {
   test('after kill -9 and a new start, the SDK\'s client reconnects and goes on', async (t) => {
     const first = await runServer(t);
     const client = await connectClient(t, first.url);
-    shorten(t, 'setTimeout', 3000, 100); // The client waits so long before it tries again.
+    changeTimers(t, 'setTimeout', 3000, 100); // The client waits so long before it tries again.
     const lost = new Promise((resolve) => {
       client.onerror = resolve;
     });
@@ -871,14 +929,29 @@ async function untilEnded(stream: EventStream) {
   assert.ok(stream.endedCleanly, 'the connection broke');
 }
 
+/** A server whose tool answers with so much that the kernel cannot take it all. */
+function getFlood() {
+  const server = new McpServer({ name: 'flood', version: '1.0.0' });
+  const text = 'x'.repeat(32 * 1024 * 1024);
+  server.registerTool('flood', {}, () => ({ content: [{ type: 'text', text }] }));
+  return server;
+}
+
 /** Opens a stream and reads nothing of it. */
-async function openUnread(t: TestContext, port: number, events: EventEmitter) {
+async function openUnread(
+  t: TestContext,
+  port: number,
+  server: http.Server,
+  events: EventEmitter,
+) {
+  const asked = once(server, 'request');
   const started = once(events, 'start');
   const reader = net.connect(port, '127.0.0.1').pause();
   t.after(() => reader.destroy());
   reader.write('GET /sse HTTP/1.1\r\nHost: localhost\r\n\r\n');
   const [session] = (await started) as [Session];
-  return { session };
+  const [, res] = (await asked) as [unknown, http.ServerResponse];
+  return { session, res, reader };
 }
 
 /** Posts a message on a connection from which nothing is read, and returns the server's answer. */
@@ -1051,7 +1124,9 @@ describe('Requests', () => {
     const statuses = { 'cross-site': 403, 'same-site': 404, 'same-origin': 404, none: 404 };
     for (const [site, status] of Object.entries(statuses)) {
       const request = requestLine('GET', '/x', 'localhost', `Sec-Fetch-Site: ${site}\r\n`);
-      assert.equal(statusOf(await sendRaw(port, request)), status, site);
+      const answer = await sendRaw(port, request);
+      assert.equal(statusOf(answer), status, site);
+      if (status === 403) assert.match(answer, /Cross-site request: web pages of other sites/);
     }
   });
 
@@ -1198,9 +1273,8 @@ describe('Start and settings', () => {
     const { child, line, exit } = await runSlowHook(t, never, { 'SHUTDOWN_MS = 5_000': 'SHUTDOWN_MS = 1e9' });
     child.kill('SIGTERM');
     await line(/^hook has begun/);
-    const again = setInterval(() => child.kill('SIGTERM'), 50);
-    t.after(() => clearInterval(again));
-    assert.equal(await exit, 1);
+    child.kill('SIGTERM');
+    assert.equal(await within(exit, 'the process goes on after a second signal'), 1);
   });
 
   test('a log reader that goes away does not end the sessions', async (t) => {
@@ -1277,7 +1351,7 @@ describe('Start and settings', () => {
   test('.env is read from the working directory, after the environment, and named', async (t) => {
     const folder = await mkdtemp(join(tmpdir(), 'env-'));
     t.after(() => rm(folder, { recursive: true }));
-    const env = 'SSE_PATH=/from/file\nMESSAGES_PATH=/ignored\nMCP_TOKEN=t0ken\nOTHER=x\n';
+    const env = 'SSE_PATH=/from/file\nMESSAGES_PATH=/ignored\nMCP_TOKEN=t0ken\nOTHER=x\nHOST=\n';
     await writeFile(join(folder, '.env'), env);
     const file = join(import.meta.dirname, 'server.ts');
     const { line, lines } = runNode(t, [file], { ...START, MESSAGES_PATH: '/from/env' }, folder);
@@ -1285,6 +1359,14 @@ describe('Start and settings', () => {
     await line(/^Try: .*\/from\/file$/);
     await line(/POST http:.*\/from\/env$/);
     assert.doesNotMatch(lines.join('\n'), /t0ken/);
+  });
+
+  test('a folder named .env is left alone', async (t) => {
+    const folder = await mkdtemp(join(tmpdir(), 'env-'));
+    t.after(() => rm(folder, { recursive: true }));
+    await mkdir(join(folder, '.env'));
+    const file = join(import.meta.dirname, 'server.ts');
+    await runNode(t, [file], START, folder).line(/^Try: /);
   });
 
   test('a .env in UTF-16 or with a byte order mark is refused', async (t) => {
@@ -1321,6 +1403,7 @@ describe('Start and settings', () => {
     [{ PORT: '80.5' }, /^PORT is "80\.5"\./],
     [{ PORT: '0x50' }, /^PORT is "0x50"\./],
     [{ PORT: '1e3' }, /^PORT is "1e3"\./],
+    [{ HOST: '0.0.0.0', SSE_PATH: '/messages' }, /^SSE_PATH and .*They must differ\. HOST is "0\.0\.0\.0"/],
     [{ SSE_PATH: 'sse' }, /^SSE_PATH is "sse"\. It must be a path such as/],
     [{ MESSAGES_PATH: '//evil.example' }, /^MESSAGES_PATH is "\/\/evil/],
     [{ MESSAGES_PATH: '/messages?x=1' }, /^MESSAGES_PATH is /],
@@ -3646,12 +3729,12 @@ describe('The tool and its firewall', () => {
   const refusals: [what: string, status: number, reply: string, says: RegExp, hint: RegExp][] = [
     ['a refused key', 403, `<response status = 'error' code = '403'><result><msg>Invalid Credential</msg></result></response>`, /code 403: Invalid Credential\)/, RIGHTS],
     ['a missing right', 200, `<response status="unauth" code="16">${line('Unauthorized request')}</response>`, /status unauth, code 16: Unauthorized request\)/, RIGHTS],
-    ['a refusal with no code but HTTP 403', 403, '<response status="error"><msg>No</msg></response>', /code 403: No\)/, RIGHTS],
+    ['a refusal with no code but HTTP 403', 403, '<response status="error"><msg>No</msg></response>', /HTTP 403, status error, code none: No\)/, RIGHTS],
     ['a 401 with a page', 401, '<html><body/></html>', /\(HTTP 401 without PAN-OS XML\)/, RIGHTS],
     ['a 403 with nothing', 403, '', /\(HTTP 403 without PAN-OS XML\)/, RIGHTS],
     ['an unknown target', 200, `<response status="error" code="13">${line('0079 not connected')}</response>`, /code 13: 0079 not connected\)/, TARGET],
     ['an error in several lines', 200, '<response status="error" code="17"><msg><line><![CDATA[ a]]></line><line><![CDATA[b ]]></line></msg></response>', /code 17: a b\)/, TARGET],
-    ['an error in nested lines', 200, '<response status="error" code=""><msg><line><line>No such node</line></line></msg></response>', /code 200: No such node\)/, TARGET],
+    ['an error in nested lines', 200, '<response status="error" code=""><msg><line><line>No such node</line></line></msg></response>', /HTTP 200, status error, code none: No such node\)/, TARGET],
     ['an error in the result', 200, `<response status="failed"><result>${line('Cannot')}</result></response>`, /status failed, .*: Cannot\)/, TARGET],
     ['a bad parameter', 400, `<response status = 'error' code = '400'><result><msg>Illegal parameter [x]</msg></result></response>`, /code 400: Illegal parameter \[x\]\)/, TARGET],
     ['a page of a proxy', 503, '<html><body><h1>502 Bad Gateway</h1><hr></body></html>', /\(HTTP 503 without PAN-OS XML\)/, ADDRESS],
@@ -3660,7 +3743,7 @@ describe('The tool and its firewall', () => {
     ['a redirect', 302, '', /\(HTTP 302 without PAN-OS XML\)/, ADDRESS],
     ['a JSON reply', 200, '{"response":{"status":"success"}}', /\(HTTP 200 without PAN-OS XML\)/, ADDRESS],
     ['a response without a status', 200, '<response><result/></response>', /without PAN-OS XML\)/, ADDRESS],
-    ['XML that ends too early', 200, '<response status="success"><result><system><host', /without PAN-OS XML\)/, ADDRESS],
+    ['XML that ends too early', 200, '<response status="success"><result><system><hostname>fw</hostname>', /without PAN-OS XML\)/, ADDRESS],
     ['a reply over 1 MiB', 200, systemInfo(`<hostname>${'x'.repeat(1024 * 1024)}</hostname>`), /exceeded max size/, ADDRESS],
   ];
   for (const [what, status, reply, says, hint] of refusals) {
@@ -3689,6 +3772,9 @@ describe('The tool and its firewall', () => {
     const text = await toolError(t, `<response status="${long}" code="${long}"><msg>${long}</msg></response>`);
     assert.ok(!text.includes(long));
     assert.equal(text.split('x'.repeat(500)).length, 4);
+    const lines = `<line>${'y'.repeat(300)}</line>`.repeat(2);
+    const many = await toolError(t, `<response status="error"><msg>${lines}</msg></response>`);
+    assert.equal(/y+ y+/.exec(many)?.[0].length, 500);
   });
 
   test('a success without system information is an error too', async (t) => {
@@ -3764,7 +3850,7 @@ describe('The tool and its firewall', () => {
   });
 
   test('a firewall that does not answer, or drips, is given up after 30 s', async (t) => {
-    shorten(t, 'setTimeout', 30_000, 300);
+    changeTimers(t, 'setTimeout', 30_000, 300);
     for (const begin of ['', '<response']) {
       const { env, events } = await startFirewall(t, (_req, res) => void res.write(`${begin} `));
       const client = await connectClient(t, (await startTool(t, env)).url);
@@ -3772,17 +3858,19 @@ describe('The tool and its firewall', () => {
       const result = showSystemInfo(client);
       const [req] = (await asked) as [http.IncomingMessage];
       const gone = once(req.socket, 'close');
-      assert.match((await result).text, /failed \(no reply within 30 s\): check PANOS_HOSTNAME/);
+      const { text } = await within(result, 'the call is still waiting for its reply');
+      assert.match(text, /failed \(no reply within 30 s\): check PANOS_HOSTNAME/);
       await gone;
     }
   });
 
   test('a call that waits for its turn is given up after 30 s too', async (t) => {
-    shorten(t, 'setTimeout', 30_000, 300);
+    changeTimers(t, 'setTimeout', 30_000, 300);
     const env = await startSilentFirewall(t);
     const client = await connectClient(t, (await startTool(t, env)).url);
-    const results = Array.from({ length: 12 }, () => showSystemInfo(client));
-    for (const { text } of await Promise.all(results)) assert.match(text, /no reply within 30 s/);
+    const calls = Array.from({ length: 12 }, () => showSystemInfo(client));
+    const results = await within(Promise.all(calls), 'a call is still waiting for its turn');
+    for (const { text } of results) assert.match(text, /no reply within 30 s/);
   });
 
   test('the timer of a call ends with it', async (t) => {
@@ -3887,7 +3975,7 @@ describe('The tool and its firewall', () => {
   });
 
   const wrongSettings: [env: Record<string, string>, message: RegExp][] = [
-    [{ PANOS_HOSTNAME: 'fw/api', PANOS_API_KEY: API_KEY }, /^PANOS_HOSTNAME is "fw\/api"\. It must be a host/],
+    [{ PANOS_HOSTNAME: 'fw/api', PANOS_API_KEY: API_KEY }, /^PANOS_HOSTNAME is "fw\/api"\. It must be like fw\.example/],
     [{ PANOS_HOSTNAME: 'https://me:pw@fw', PANOS_API_KEY: API_KEY }, /^PANOS_HOSTNAME is wrong\. It must be/],
     [{ PANOS_HOSTNAME: 'fw:99999', PANOS_API_KEY: API_KEY }, /^PANOS_HOSTNAME is "fw:99999"\./],
     [{ PANOS_HOSTNAME: 'fw', PANOS_API_KEY: `${API_KEY}\n` }, /^PANOS_API_KEY is wrong\. It must be printable/],

@@ -23,7 +23,7 @@
  */
 import { hash, timingSafeEqual } from 'node:crypto';
 import { once } from 'node:events';
-import { existsSync, readFileSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import module from 'node:module';
 import { type AddressInfo, isIPv4, isIPv6 } from 'node:net';
@@ -40,6 +40,7 @@ const MAX_UNREAD_BYTES = 1024 * 1024; // What one client may leave unread on its
 const MAX_MESSAGE_BYTES = 4 * 1024 * 1024; // The SDK's own limit for one message.
 const MAX_POSTED_BYTES = 64 * 1024 * 1024; // All messages together that are being answered.
 const UNREAD_ANSWER_MS = 30_000;
+const DRAIN_MS = 500;
 
 /** The open sessions. Each begins in `openSession()` and ends in its `transport.onclose`. */
 class Sessions {
@@ -56,33 +57,29 @@ class Sessions {
   /** Answers a GET: its response becomes the stream, and the session lasts as long as that. */
   async openSession(req: IncomingMessage, res: ServerResponse) {
     if (req.socket.destroyed) return; // The client has left, and no event would end its session.
-    if (this.isShuttingDown) return reply(res, 503, 'This server is shutting down: reconnect soon');
-    if (this.transports.size >= MAX_SESSIONS) {
-      return reply(res, 503, `All ${MAX_SESSIONS} sessions are in use: try again later`);
-    }
+    const refusal = this.refusal();
+    if (refusal) return reply(res, 503, refusal);
 
     const transport = new SSEServerTransport(this.options.messagesPath, res);
-    const sessionId = transport.sessionId;
+    const { sessionId } = transport;
     // Stored before connect() sends the id: the client may post as soon as it has read it.
     this.transports.set(sessionId, transport);
     const session = { id: sessionId, address: req.socket.remoteAddress, startedAt: new Date() };
-    // `keepAlive` and `started` stand before onclose, which uses them and may be called while
-    // connect() is running. A stream that ends so early was never a session for the hooks.
+    // These two are declared before onclose, which may be called while connect() is running.
     const keepAlive = setInterval(() => sendKeepAlive(transport, res), KEEP_ALIVE_MS);
     let started: Promise<void> | undefined;
     transport.onclose = () => {
-      // The SDK calls this for close() and again when the response closes: the first call counts.
+      // The SDK calls this for close() and again when the response closes. The first call counts.
       if (!this.transports.delete(sessionId)) return;
       clearInterval(keepAlive);
       if (started) this.endSession(session, started);
     };
     transport.onmessage = () => this.beforeMessage(transport, res);
-    // connect() keeps these two handlers and calls them before those of the McpServer. It sends
-    // the head of the response and the `endpoint` event.
     try {
+      // It keeps these two handlers, calls them before its own, and sends the `endpoint` event.
       await this.options.getServer().connect(transport);
     } catch (error) {
-      await transport.close(); // The stream may be open already, with nobody to answer on it.
+      await transport.close(); // The stream may be open already, and no server would answer on it.
       throw error;
     }
     if (this.transports.has(sessionId)) started = this.callHook('onSessionStart', session);
@@ -98,18 +95,18 @@ class Sessions {
     if (!transport) {
       return reply(res, 404, `Session not found: reconnect to ${ssePath}`);
     }
-    // A message is in memory until its answer is out. Together they must not fill the memory, and
-    // one whose size is not told counts as the largest that is possible.
+    // A message stays in memory until its answer has been sent, and all messages together must not
+    // fill the memory. One that does not tell its size counts as the largest that is possible.
     const size = Number(req.headers['content-length'] ?? MAX_MESSAGE_BYTES);
     if (this.postedBytes + size > MAX_POSTED_BYTES) {
-      return reply(res, 503, 'Too much is being posted: send less at once, or try again later');
+      return reply(res, 503, 'The server is busy with other messages: try again later');
     }
     this.postedBytes += size;
     res.once('close', () => {
       this.postedBytes -= size;
     });
     await transport.handlePostMessage(req, res);
-    // The SDK's answer to a bad message repeats all of it, and a client may leave that unread.
+    // The SDK answers bad JSON by repeating all of it, and a client may never read that answer.
     if (!res.writableFinished) res.setTimeout(UNREAD_ANSWER_MS, () => res.destroy());
   }
 
@@ -120,10 +117,17 @@ class Sessions {
     await Promise.all(this.runningEnds);
   }
 
+  /** Why no session can be opened now; undefined if one can. */
+  private refusal() {
+    if (this.isShuttingDown) return 'This server is shutting down: reconnect soon';
+    if (this.transports.size < MAX_SESSIONS) return undefined;
+    return `All ${MAX_SESSIONS} sessions are in use: try again later`;
+  }
+
   /** The SDK calls this when it has read a message, and refuses the message if this throws. */
   private beforeMessage(transport: SSEServerTransport, res: ServerResponse) {
     closeIfUnread(transport, res);
-    // The message may have come in so slowly that its session has ended: nobody would get a reply.
+    // The session may have ended while the message was still arriving: nobody would get a reply.
     if (!this.transports.has(transport.sessionId)) throw new Error('The session has ended.');
   }
 
@@ -213,7 +217,8 @@ function withoutSlash(path: string) {
  * Makes the HTTP server, which serves once its `listen()` is called.
  *
  * @returns the `http.Server` as `server`, and `shutdown()`, which takes no more sessions, ends
- *   those that are open, and resolves when all end hooks have finished and the port is free
+ *   those that are open, and resolves when all end hooks have finished and the port is free (the
+ *   server's own `close` event does not wait for a hook)
  */
 export function createMcpHttpServer(options: McpHttpServerOptions) {
   const sessions = new Sessions(withDefaults(options));
@@ -225,8 +230,10 @@ export function createMcpHttpServer(options: McpHttpServerOptions) {
   async function shutdown() {
     const closed = new Promise((resolve) => server.close(resolve));
     await sessions.shutdown();
-    server.closeAllConnections();
+    // A client may still be reading the end of its stream, or may never read it.
+    const timer = setTimeout(() => server.closeAllConnections(), DRAIN_MS);
     await closed;
+    clearTimeout(timer);
   }
 
   return { server, shutdown };
@@ -245,10 +252,13 @@ async function handleRequest(sessions: Sessions, req: IncomingMessage, res: Serv
 async function route(sessions: Sessions, req: IncomingMessage, res: ServerResponse) {
   const { ssePath, messagesPath, allowedHosts, token } = sessions.options;
   const url = requestedUrl(req);
-  // A request that was sent before the last one was answered has no socket until its turn comes,
-  // and nothing would tell if the client left before that.
+  // A request that was sent before the last one was answered has no socket until its turn comes.
+  // Nothing would tell if its client left before that.
   if (!res.socket) {
     return reply(res, 400, 'Pipelined request: wait for the answer to the one before it');
+  }
+  if (isCrossSite(req)) {
+    return reply(res, 403, 'Cross-site request: web pages of other sites are not let in');
   }
   if (!isAllowed(req, url, allowedHosts)) {
     return reply(res, 403, 'Host or Origin not allowed: add its name to the allowed hosts');
@@ -258,7 +268,9 @@ async function route(sessions: Sessions, req: IncomingMessage, res: ServerRespon
     return reply(res, 404, `Not found: use GET ${ssePath} or POST ${messagesPath}`);
   }
   if (!isAuthorized(req, token)) {
-    return reply(res, 401, 'Bearer token needed', { 'WWW-Authenticate': 'Bearer' });
+    return reply(res, 401, 'A token is needed: send the header Authorization: Bearer <token>', {
+      'WWW-Authenticate': 'Bearer',
+    });
   }
   if (path === ssePath && req.method === 'GET') {
     res.setHeader('X-Accel-Buffering', 'no'); // Otherwise nginx holds the events back.
@@ -286,11 +298,13 @@ function isAllowed(req: IncomingMessage, url: URL | undefined, allowedHosts: str
   const { host = '', origin } = req.headers;
   if (!isAllowedName(hostnameOf(host), allowedHosts)) return false;
   if (url && !isAllowedName(url.hostname, allowedHosts)) return false;
-  if (origin !== undefined) {
-    return isAllowedName(hostnameOf(origin.replace(/^https?:\/\//, '')), allowedHosts);
-  }
-  // For an image, say, a browser sends no Origin, but it tells that the page is of another site.
-  return req.headers['sec-fetch-site'] !== 'cross-site';
+  if (origin === undefined) return true;
+  return isAllowedName(hostnameOf(origin.replace(/^https?:\/\//, '')), allowedHosts);
+}
+
+/** Whether a browser says that a page of another site asks. For an image it sends no Origin. */
+function isCrossSite(req: IncomingMessage) {
+  return req.headers.origin === undefined && req.headers['sec-fetch-site'] === 'cross-site';
 }
 
 function isAllowedName(name: string | undefined, allowedHosts: string[]) {
@@ -390,8 +404,9 @@ async function askSystemInfo(firewall: Firewall, signal: AbortSignal, target = '
 
 const resultSchema = z.object({ system: z.record(z.string(), z.unknown()) });
 
+const HOSTNAME_RULE = 'It must be like fw.example, fw.example:443 or https://fw.example.';
 const firewallSettings = z.object({
-  PANOS_HOSTNAME: z.string().refine(isOrigin, 'It must be a host, host:port or origin.').optional(),
+  PANOS_HOSTNAME: z.string().refine(isOrigin, HOSTNAME_RULE).optional(),
   PANOS_API_KEY: secretSchema().optional(),
   PANOS_SKIP_VERIFY_CERTIFICATE: z.stringbool('It must be true or false.').default(false),
 });
@@ -422,7 +437,7 @@ function createParser(apiKey: string) {
   const encodedKey = encodeURIComponent(apiKey);
   const keyForms = [apiKey, encodedKey, encodedKey.replace(/%../g, (hex) => hex.toLowerCase())];
 
-  /** Takes the API key out of a text, in case that the device repeats it. */
+  /** Takes the API key out of a text, because a device may repeat it. */
   function withoutKey(_name: string, value: string) {
     let text = value.trim();
     for (const key of keyForms) text = text.replaceAll(key, '***');
@@ -442,6 +457,7 @@ function createParser(apiKey: string) {
 const CALL_TIMEOUT_MS = 30_000;
 const MAX_QUEUED_CALLS = 50;
 const KEY_HINT = 'check PANOS_API_KEY and the XML API rights of its role';
+const TARGET_HINT = 'check the target if you gave one, or try again later';
 const HOST_HINT = 'check PANOS_HOSTNAME and the network path to it, or try again later';
 
 // A device may drop a kept-alive connection just when a call is sent. Calls that only read can be
@@ -458,7 +474,7 @@ const retryOnce = interceptors.retry({
  * Sends one call to the XML API of PAN-OS, and once more if the connection was lost.
  *
  * @returns the `<result>` of the reply
- * @throws an Error whose one sentence says what happened and what to do
+ * @throws an Error whose message says what happened and what to do
  * @see https://docs.paloaltonetworks.com/pan-os/11-1/pan-os-panorama-api
  */
 async function askFirewall(firewall: Firewall, call: URLSearchParams, signal: AbortSignal) {
@@ -474,9 +490,10 @@ async function askFirewall(firewall: Firewall, call: URLSearchParams, signal: Ab
   }
   const { status, code: sentCode, msg, result } = response;
   if (status === 'success') return result;
-  const code = textOf(sentCode) || String(statusCode);
-  const reason = `status ${textOf(status)}, code ${code}: ${textOf(msg ?? result)}`;
-  const hint = isRefusal(code) ? KEY_HINT : 'check the target if you gave one, or try again later';
+  const code = textOf(sentCode);
+  const codes = `HTTP ${statusCode}, status ${textOf(status)}, code ${code || 'none'}`;
+  const reason = `${codes}: ${textOf(msg ?? result)}`;
+  const hint = isRefusal(code || String(statusCode)) ? KEY_HINT : TARGET_HINT;
   throw failure(name, reason, hint);
 }
 
@@ -489,7 +506,7 @@ function isRefusal(code: string) {
   return ['15', '16', '22', '401', '403'].includes(code);
 }
 
-/** Sends the call; it fails when the signal fires, and after 30 s, its wait for a turn included. */
+/** Sends the call. It fails when the signal fires, and 30 s after it has been queued. */
 async function post(firewall: Firewall, call: URLSearchParams, signal: AbortSignal) {
   const timeout = new AbortController();
   const timer = setTimeout(() => timeout.abort(new Error('no reply within 30 s')), CALL_TIMEOUT_MS);
@@ -507,7 +524,7 @@ async function post(firewall: Firewall, call: URLSearchParams, signal: AbortSign
   }
 }
 
-/** Rejects as soon as the signal fires. undici itself would wait until it is the call's turn. */
+/** Rejects as soon as the signal fires. undici rejects a queued call only when its turn comes. */
 function abortable<T>(promise: Promise<T>, signal: AbortSignal) {
   return new Promise<T>((resolve, reject) => {
     signal.addEventListener('abort', () => reject(signal.reason as Error));
@@ -538,7 +555,7 @@ const replySchema = z.object({ response: z.looseObject({ status: z.string() }) }
 
 /** The `<response>` of a reply; undefined if the reply is anything else. */
 function parseResponse(parser: XMLParser, text: string) {
-  // PAN-OS sends no DOCTYPE. With one, it is a web page, or XML that declares entities to expand.
+  // PAN-OS sends no DOCTYPE. A reply with one is a web page, or XML that declares its own entities.
   if (text.includes('<!DOCTYPE')) return undefined;
   try {
     return replySchema.parse(parser.parse(text.trim(), true)).response;
@@ -605,12 +622,14 @@ export function readSettings(env: Record<string, string | undefined>) {
     throw new Error([...new Set(faults)].join(' '));
   }
   const { HOST, SSE_PATH, MESSAGES_PATH, MCP_TOKEN } = data;
+  const faults: string[] = [];
   if (SSE_PATH === MESSAGES_PATH) {
-    throw new Error(`SSE_PATH and MESSAGES_PATH are both ${SSE_PATH}. They must differ.`);
+    faults.push(`SSE_PATH and MESSAGES_PATH are both ${SSE_PATH}. They must differ.`);
   }
   if (!isLoopback(HOST) && !MCP_TOKEN) {
-    throw new Error(`HOST is "${HOST}", which lets other machines in. Set MCP_TOKEN as well.`);
+    faults.push(`HOST is "${HOST}", which lets other machines in. Set MCP_TOKEN as well.`);
   }
+  if (faults.length > 0) throw new Error(faults.join(' '));
   return data;
 }
 
@@ -622,8 +641,9 @@ function describeFault(name: string, value: string | undefined, rule: string) {
 }
 
 /** Reads `.env` in the working directory, if there is one. */
-function readEnvFile() {
-  if (!existsSync('.env')) return {};
+function readEnvFile(): Record<string, string | undefined> {
+  const file = statSync('.env', { throwIfNoEntry: false });
+  if (!file || file.isDirectory()) return {}; // Some Python projects have a folder of this name.
   const text = readFileSync('.env', 'utf8');
   // PowerShell's `>` writes such files, and their settings would be lost without a word.
   if (text.startsWith('\uFEFF') || text.includes('\0')) {
@@ -669,7 +689,7 @@ export async function main() {
     console.log(`Firewall: ${describeFirewall(settings)}`);
     logStart(server, settings, fileEnv);
   } catch (error) {
-    // Ends the process even if something else, of a program that calls main(), keeps it running.
+    // A program that called main() may have other work: end the process all the same.
     const line = `Cannot start: ${(error as Error).message}\n`;
     process.stderr.write(line, () => process.exit(1));
   }
@@ -689,10 +709,11 @@ async function listen(server: Server, { HOST, PORT }: Settings) {
 function shutDownOnSignals(shutdown: () => Promise<void>) {
   let firstSignalAt: number | undefined;
 
-  async function onSignal() {
+  async function onSignal(signal: string) {
     if (firstSignalAt !== undefined) {
-      // npm repeats a Ctrl-C that the terminal has sent to this process already.
-      if (Date.now() - firstSignalAt > SAME_SIGNAL_MS) process.exit(1);
+      // After a Ctrl-C this process gets SIGINT twice: from the terminal and from npm.
+      const isRepeated = signal === 'SIGINT' && Date.now() - firstSignalAt < SAME_SIGNAL_MS;
+      if (!isRepeated) process.exit(1);
       return;
     }
     firstSignalAt = Date.now();
@@ -701,18 +722,22 @@ function shutDownOnSignals(shutdown: () => Promise<void>) {
     process.exit();
   }
 
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => void onSignal());
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
+    process.on(signal, () => void onSignal(signal));
+  }
 }
 
-function logStart(server: Server, settings: Settings, fileEnv: object) {
+function logStart(server: Server, settings: Settings, fileEnv: NodeJS.Dict<string>) {
   const { HOST, SSE_PATH, MESSAGES_PATH, MCP_TOKEN } = settings;
   const { port } = server.address() as AddressInfo;
   const isEveryAddress = HOST === '0.0.0.0' || HOST === '::';
   const host = isEveryAddress ? 'localhost' : HOST;
   const url = `http://${isIPv6(host) ? `[${host}]` : host}:${port}`;
   const header = MCP_TOKEN ? '-H "Authorization: Bearer <MCP_TOKEN>" ' : '';
-  const names = Object.keys(settings).filter((name) => name in fileEnv && !(name in process.env));
-  if (names.length > 0) console.log(`Settings from .env: ${names.join(', ')}`);
+  const fromFile = Object.keys(settings).filter((name) => {
+    return fileEnv[name]?.trim() && process.env[name] === undefined;
+  });
+  if (fromFile.length > 0) console.log(`Settings from .env: ${fromFile.join(', ')}`);
   console.log(`MCP over HTTP+SSE: GET ${url}${SSE_PATH}, POST ${url}${MESSAGES_PATH}`);
   console.log(`Token: ${MCP_TOKEN ? 'required' : 'not required'}`);
   console.log(`Try: curl -N ${header}${url}${SSE_PATH}`);
