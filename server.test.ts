@@ -375,7 +375,8 @@ class EventStream {
 
   private feed(text: string) {
     try {
-      this.parser.feed(text);
+      // Clients drop a byte order mark; the parser takes it for a part of the first line.
+      this.parser.feed(text.replace(/^\uFEFF/, ''));
     } catch {
       this.close(); // one event of more than 16 MiB
     }
@@ -396,7 +397,7 @@ class EventStream {
   }
 
   private takeMessage(event: string, message: JsonRpc) {
-    if (message.method === 'ping' && message.id !== undefined && this.pongs < 10) {
+    if (message.method === 'ping' && message.id !== undefined && this.pongs < MAX_KEPT) {
       this.pongs += 1;
       void this.post({ jsonrpc: '2.0', id: message.id, result: {} });
     }
@@ -1596,7 +1597,10 @@ const LIMITS = {
 
 type DoctorOptions = Partial<typeof LIMITS> & { headers?: HeaderMap };
 type Line = { sign: '✔' | '✘' | '!' | ' '; text: string; finding?: FindingName };
-type Diagnosis = { url: string; findings: Finding[] };
+type Diagnosis = { url: string; findings: Finding[]; isComplete: boolean };
+
+/** The server asks for fewer requests (429). Whatever came after that would tell nothing. */
+class TooManyRequests extends Error {}
 
 /** All that one visit to a server has to remember. */
 type Visit = {
@@ -1612,6 +1616,8 @@ type Visit = {
   redirects: number;
   /** The prefix that the server's endpoint lacks. */
   prefix: string;
+  /** The path to which POSTs are redirected, such as the same one with a slash. */
+  moved: { from: string; to: string } | undefined;
   /** How long to wait on a new stream before its first POST. */
   settle: number;
   /** The answer to a made-up id: that is what "unknown session" looks like on this server. */
@@ -1630,6 +1636,8 @@ type Outcome = {
   answer: Answer;
   reply?: Reply;
   seen: string;
+  /** The id of the request. */
+  id?: number;
 };
 
 /**
@@ -1645,16 +1653,20 @@ async function diagnose(
   const visit: Visit = {
     url: new URL(url), headers, limits: { ...LIMITS, ...limits }, report,
     findings: [], streams: [], rejectUnauthorized: true, encoding: 'gzip, deflate',
-    redirects: 0, prefix: '', settle: 0, unknown: undefined, otherOrigin: undefined,
-    listsTools: false, secrets: new Set(), ids: new Set(),
+    redirects: 0, prefix: '', moved: undefined, settle: 0, unknown: undefined,
+    otherOrigin: undefined, listsTools: false, secrets: new Set(), ids: new Set(),
   };
   rememberSecrets(visit);
+  let isComplete = true;
   try {
     await examine(visit);
+  } catch (error) {
+    if (!(error instanceof TooManyRequests)) throw error;
+    isComplete = false;
   } finally {
     closeStreams(visit);
   }
-  return { url: hide(visit, visit.url.href), findings: visit.findings };
+  return { url: hide(visit, visit.url.href), findings: visit.findings, isComplete };
 }
 
 async function examine(visit: Visit) {
@@ -1756,12 +1768,20 @@ async function connect(visit: Visit, extra: HeaderMap = {}): Promise<EventStream
   const limit = limits.endpointLimit;
   const stream = await openEventStream(url, { headers, limit, rejectUnauthorized });
   visit.streams.push(stream);
+  heedLimit(stream.answer);
   const endpoint = await stream.waitFor(() => stream.endpoint, limit);
   if (!endpoint) return stream;
   rememberId(visit, endpoint);
   if (endpoint.origin !== url.origin) visit.otherOrigin ??= endpoint.origin;
-  stream.endpoint = beside(url, visit.prefix + endpoint.pathname, endpoint.search);
+  const pathname = visit.prefix + endpoint.pathname;
+  const { moved } = visit;
+  const target = pathname === moved?.from ? moved.to : pathname;
+  stream.endpoint = beside(url, target, endpoint.search);
   return stream;
+}
+
+function heedLimit({ status }: Answer) {
+  if (status === 429) throw new TooManyRequests();
 }
 
 /** Another path at the URL's own origin: no token goes anywhere else, whatever the path is. */
@@ -1838,18 +1858,19 @@ async function call(
   visit: Visit, stream: EventStream, method: string, params: object = {},
 ): Promise<Outcome> {
   const { endpoint = stream.url } = stream;
-  const { answer, reply } = await stream.request(method, params, visit.limits.replyLimit);
+  const { id, answer, reply } = await stream.request(method, params, visit.limits.replyLimit);
   const seen = describeAnswer('POST', endpoint, answer);
-  if (reply) return { answer, seen, reply };
+  if (reply) return { id, answer, seen, reply };
   if (stream.ended) return { trouble: 'ended', answer, seen: `${seen}, and the stream ended` };
   if (!isTaken(answer) && answer.status !== 0) return refused(stream, answer);
   const limit = seconds(visit.limits.replyLimit);
   const inBody = parseMessages(answer.text) ? "; it came in the POST's own body" : '';
   const lost = `${seen}, and no reply to ${method} on the stream within ${limit}${inBody}`;
-  return { trouble: 'lost', answer, seen: lost };
+  return { id, trouble: 'lost', answer, seen: lost };
 }
 
 function refused(stream: EventStream, answer: Answer): Outcome {
+  heedLimit(answer);
   const { endpoint = stream.url } = stream;
   return { trouble: 'refused', answer, seen: describeAnswer('POST', endpoint, answer) };
 }
@@ -2073,9 +2094,15 @@ async function explainTrouble(
   const { trouble, seen } = outcome;
   // A stream that ends by itself takes its session along: the end is the cause, if there is one.
   if (trouble === 'refused') await stream.waitFor(() => undefined, visit.limits.pause);
-  if (trouble === 'refused' && !stream.ended) return explainRefusal(visit, stream, outcome);
-  const { endpoint = stream.url } = stream;
+  if (trouble === 'refused' && !stream.ended) {
+    return explainRefusal(visit, stream, outcome, isFirst);
+  }
   if (trouble === 'lost' && outcome.answer.code === 'TIMEOUT') {
+    if (await isBusy(visit)) {
+      accuse(visit, 'reply-lost', `${seen}; while a stream is open, nothing else is answered`);
+      return false;
+    }
+    const { endpoint = stream.url } = stream;
     visit.unknown ??= await postUnknown(visit, endpoint);
     if (visit.unknown?.code === 'TIMEOUT') return explainUnknown(visit, '-', seen);
   }
@@ -2096,41 +2123,85 @@ async function explainTrouble(
 // What servers say of a valid message whose body somebody else has read.
 const BODY_TEXTS = [
   'stream is not readable', 'stream encoding should not be set', 'Invalid message: [object Object]',
-  'Could not parse message', 'Unexpected end of JSON input', 'body used already', '-32700',
+  'Could not parse message', 'Unexpected end of JSON input', 'body used already',
 ];
 
-async function explainRefusal(visit: Visit, stream: EventStream, outcome: Outcome) {
+/** A server that takes one request at a time answers nothing else beside an open stream. */
+async function isBusy(visit: Visit) {
+  const nowhere = beside(visit.url, `/nowhere-${randomUUID()}`, '');
+  const { code } = await ask(nowhere, requestOptions(visit));
+  return code === 'TIMEOUT';
+}
+
+// With these, a server or a proxy speaks of the path, the body or itself, and not of a session.
+const NOT_ABOUT_SESSION = [301, 302, 303, 307, 308, 405, 411, 413, 415, 501, 502, 504];
+
+async function explainRefusal(
+  visit: Visit, stream: EventStream, outcome: Outcome, isFirst: boolean,
+) {
   const { answer, seen } = outcome;
+  if (followPost(visit, stream, answer)) return true;
+  if (await findPrefix(visit, stream, outcome)) return true;
   const before = stream.replies.size > 0 ? '+-' : '-';
-  const limit = visit.limits.refusalLimit;
-  const again = await stream.post(pingMessage(), { limit });
+  const again = await stream.post(pingMessage(), { limit: visit.limits.refusalLimit });
   const isRepeated = isSame(visit, again, answer);
-  const isBodyRead = BODY_TEXTS.some((text) => answer.text.includes(text));
-  const name = nameOfStatus(answer.status) ?? (isBodyRead ? 'body-already-read' : undefined);
+  const name = nameOfAnswer(answer);
   if (isRepeated && name) {
     accuse(visit, name, seen);
     return false;
   }
-  if ([404, 405].includes(answer.status) && await findPrefix(visit, stream, outcome)) return true;
   if (visit.otherOrigin !== undefined) {
     note(visit, `${seen}: behind the other origin, no more can be told about its messages.`);
     return false;
   }
+  if (NOT_ABOUT_SESSION.includes(answer.status)) {
+    if (!isFirst) accuse(visit, 'reply-lost', seen);
+    return isFirst;
+  }
+  return explainStatus(visit, stream, outcome, before, isRepeated);
+}
+
+async function explainStatus(
+  visit: Visit, stream: EventStream, outcome: Outcome, before: string, isRepeated: boolean,
+) {
+  const { answer, seen } = outcome;
   const { endpoint = stream.url } = stream;
   visit.unknown ??= await postUnknown(visit, endpoint);
   const isUnknown = !visit.unknown || isSame(visit, answer, visit.unknown);
   // A server that fails on every POST says nothing about the session.
-  const isFailure = answer.status === 500 && !/session|transport/i.test(answer.text);
+  const isAboutSession = /session|transport|undefined|null|NoneType|KeyError/i.test(answer.text);
+  const isFailure = answer.status === 500 && !isAboutSession;
   const otherwise = isFailure ? 'reply-lost' : 'id-not-filed';
   if (isUnknown || !isRepeated) return explainUnknown(visit, before, seen, otherwise);
   accuse(visit, 'reply-lost', seen);
   return false;
 }
 
-function nameOfStatus(status: number): FindingName | undefined {
-  if (status === 401) return 'unauthorized';
-  if (status === 403 || status === 421) return 'host-refused';
-  return undefined;
+function nameOfAnswer({ status, text }: Answer): FindingName | undefined {
+  // Some servers answer 401 or 403 to an id that they do not know.
+  const isOfSession = /session/i.test(text) && !/auth|token|login|credential/i.test(text);
+  if (status === 401 && !isOfSession) return 'unauthorized';
+  if ([403, 421].includes(status) && !isOfSession) return 'host-refused';
+  return isBodyRead(text) ? 'body-already-read' : undefined;
+}
+
+function isBodyRead(text: string) {
+  // The code of a parse error, which some servers also give for an unknown session.
+  const isParseError = text.includes('-32700') && !/session/i.test(text);
+  return isParseError || BODY_TEXTS.some((words) => text.includes(words));
+}
+
+/** Follows a redirect of a POST within its origin, as clients do; 307 and 308 keep the body. */
+function followPost(visit: Visit, stream: EventStream, { status, headers }: Answer) {
+  const { endpoint = stream.url } = stream;
+  const { location } = headers;
+  const isRedirect = status === 307 || status === 308;
+  if (!isRedirect || visit.moved || !location || !URL.canParse(location, endpoint)) return false;
+  const target = new URL(location, endpoint);
+  if (target.origin !== endpoint.origin) return false;
+  note(visit, `POST ${pathOf(endpoint)} ${status} leads to ${pathOf(target)}`);
+  visit.moved = { from: endpoint.pathname, to: target.pathname };
+  return true;
 }
 
 function initialize() {
@@ -2146,13 +2217,14 @@ function pingMessage() {
 async function findPrefix(visit: Visit, stream: EventStream, { answer, seen }: Outcome) {
   const { endpoint = stream.url } = stream;
   const { pathname, search } = endpoint;
+  const segments = visit.url.pathname.split('/').slice(1, -1);
+  const prefixes = segments.map((_, index) => `/${segments.slice(0, index + 1).join('/')}`)
+    .filter((prefix) => !pathname.startsWith(`${prefix}/`)).reverse();
+  if (visit.prefix !== '' || prefixes.length === 0) return false;
   stream.endpoint = beside(endpoint, `/nowhere-${randomUUID()}${pathname}`, search);
   const nowhere = await stream.post(pingMessage(), { limit: visit.limits.refusalLimit });
   const isAboutSession = !isSame(visit, nowhere, answer);
-  const segments = visit.url.pathname.split('/').slice(1, -1);
-  for (let count = segments.length; count > 0 && visit.prefix === ''; count -= 1) {
-    const prefix = `/${segments.slice(0, count).join('/')}`;
-    if (pathname.startsWith(`${prefix}/`)) continue;
+  for (const prefix of prefixes) {
     stream.endpoint = beside(endpoint, prefix + pathname, search);
     const tried = await stream.request('initialize', INITIALIZE, visit.limits.refusalLimit);
     const isOther = tried.answer.status > 0 && !isSame(visit, tried.answer, answer);
@@ -2224,7 +2296,10 @@ async function markPosts(visit: Visit) {
     if (count === most / 3) await sleep(visit.limits.pause);
     const message = count === 0 ? initialize() : pingMessage();
     const answer = await stream.post(message, { limit });
-    marks += isTaken(answer) ? '+' : '-';
+    heedLimit(answer);
+    const isRead = isBodyRead(answer.text);
+    if (isRead) accuse(visit, 'body-already-read', describeAnswer('POST', visit.url, answer));
+    marks += isTaken(answer) || isRead ? '+' : '-';
   }
   stream.close();
   return marks;
@@ -2316,11 +2391,19 @@ async function tryTogether(visit: Visit, first: EventStream) {
     outcomes.push(await call(visit, stream, 'ping'));
   }
   const last = outcomes.at(-1);
-  if (!last?.trouble) return undefined;
+  if (!last?.trouble) return findStrays(first, second);
   const [whose, other] = outcomes.length % 2 === 0 ? ['first', second] : ['second', first];
-  const stray = other.replies.has(lastId) ? "; the reply came on the other session's stream" : '';
+  const isStray = last.id !== undefined && other.replies.has(last.id);
+  const stray = isStray ? "; the reply came on the other session's stream" : '';
   const seen = `With two streams open, the ${whose} session fails: ${last.seen}${stray}`;
   return { seen, isRefusal: last.trouble === 'refused' };
+}
+
+/** Each request has an id of its own, so the same one on both streams is somebody else's. */
+function findStrays(first: EventStream, second: EventStream) {
+  const isOnBoth = [...second.replies.keys()].some((id) => first.replies.has(id));
+  if (!isOnBoth) return undefined;
+  return { seen: 'With two streams open, each reply comes on both of them', isRefusal: false };
 }
 
 /** A new session for one more check; undefined if none can be had any more. */
@@ -2383,8 +2466,9 @@ async function checkHost(visit: Visit) {
 
 async function checkWatch(visit: Visit, canPost: boolean) {
   if (isNamed(visit, 'cut-off')) return;
-  const stream = canPost ? await freshSession(visit) : await connect(visit);
-  if (!stream?.endpoint) return note(visit, 'No new stream could be had to be watched.');
+  const session = canPost ? await freshSession(visit) : undefined;
+  const stream = session ?? await connect(visit);
+  if (!stream.endpoint) return note(visit, 'No new stream could be had to be watched.');
   const { watch, shortestSilence } = visit.limits;
   note(visit, `Watching an open stream for ${seconds(watch)} …`);
   const startedAt = Date.now();
@@ -2398,7 +2482,7 @@ async function checkWatch(visit: Visit, canPost: boolean) {
     const signs = isSilent ? '' : ' and gives signs of life';
     pass(visit, `The stream stays open for ${seconds(watch)}${signs}`);
   }
-  if (canPost) await checkAfterWatch(visit, stream);
+  if (session) await checkAfterWatch(visit, session);
 }
 
 /** Ends twice after some time: then something ends it; once may have been a restart. */
@@ -2424,6 +2508,7 @@ async function checkAfterWatch(visit: Visit, stream: EventStream) {
   for (let count = 0; count < 3; count += 1) {
     answers.push(await stream.post(pingMessage(), { limit: visit.limits.refusalLimit }));
   }
+  answers.forEach(heedLimit);
   const [first] = answers;
   if (!first || answers.every(isTaken)) return;
   const name = answers.some(isTaken) ? 'several-processes' : 'removed-early';
@@ -2478,9 +2563,9 @@ async function runDoctor(args: string[], print = (line: string) => console.log(l
   }
   const report = (line: Line) => formatLine(line).forEach((text) => print(text));
   const diagnosis = await diagnose(url, options, json ? undefined : report);
-  if (json) print(JSON.stringify(diagnosis));
-  else print(summaryOf(diagnosis));
-  return diagnosis.findings.some(({ kind }) => kind === 'problem') ? 1 : 0;
+  const { url: shown, findings } = diagnosis;
+  print(json ? JSON.stringify({ url: shown, findings }) : summaryOf(diagnosis));
+  return findings.some(({ kind }) => kind === 'problem') ? 1 : 0;
 }
 
 /** What is wanted, or a sentence that says what is wrong. */
@@ -2548,7 +2633,11 @@ function paint(text: string, colour: number) {
   return isWanted ? `\u001B[${colour}m${text}\u001B[0m` : text;
 }
 
-function summaryOf({ findings }: Diagnosis) {
+const TOO_MANY = 'The server limits how many requests it takes (429), so the doctor stopped early: '
+  + 'wait some minutes, and run it again.';
+
+function summaryOf({ findings, isComplete }: Diagnosis) {
+  if (!isComplete) return TOO_MANY;
   if (findings.length === 0) return `No problem was found. ${CHECKED} ${NOT_SEEN}`;
   const problems = findings.filter(({ kind }) => kind === 'problem').length;
   const risks = findings.length - problems;
@@ -2652,6 +2741,8 @@ function replyByHand({ id, method }: Message) {
 }
 
 type ByHand = {
+  /** What is written before the first event. */
+  start?: string;
   eventName?: string;
   endpoint?: (id: string, req: http.IncomingMessage) => string;
   onOpen?: (res: http.ServerResponse) => void;
@@ -2675,6 +2766,7 @@ function byHand(fault: ByHand = {}): Handler {
     streams.set(id, res);
     res.on('close', () => streams.delete(id));
     res.writeHead(200, { 'content-type': 'text/event-stream' });
+    if (fault.start) res.write(fault.start);
     sendEvent(res, 'endpoint', endpoint(id, req), fault.lineEnd);
     fault.onOpen?.(res);
   }
@@ -2697,26 +2789,37 @@ function byHand(fault: ByHand = {}): Handler {
   return (req, res) => (req.method === 'GET' ? open(req, res) : post(req, res));
 }
 
-/** A proxy as people put it in front of a server; `change` may handle a request by itself. */
+type Pipe = (upstream: http.IncomingMessage, res: http.ServerResponse) => void;
+
+/** Hands a request on to another server, as a proxy does. */
+function forward(req: http.IncomingMessage, res: http.ServerResponse, to: string, pipe?: Pipe) {
+  const { method, headers } = req;
+  const outgoing = http.request(to, { method, headers, agent: false });
+  outgoing.on('response', (upstream) => {
+    upstream.on('error', () => res.destroy());
+    if (pipe) return pipe(upstream, res);
+    return upstream.pipe(res.writeHead(upstream.statusCode ?? 0, upstream.headers));
+  });
+  outgoing.on('error', () => res.destroy());
+  res.on('close', () => outgoing.destroy());
+  req.pipe(outgoing);
+}
+
+/** A proxy as people put it in front of a server; `path` may turn a request away. */
 async function startProxy(t: TestContext, target: string, change: {
   path?: (path: string) => string | undefined;
-  pipe?: (upstream: http.IncomingMessage, res: http.ServerResponse) => void;
+  pipe?: Pipe;
 } = {}) {
   return serve(t, (req, res) => {
     const path = change.path ? change.path(req.url ?? '') : req.url;
     if (path === undefined) return void res.writeHead(404).end('nginx: no such page');
-    const { method, headers } = req;
-    const outgoing = http.request(new URL(path, target), { method, headers, agent: false });
-    outgoing.on('response', (upstream) => {
-      if (change.pipe) return change.pipe(upstream, res);
-      res.writeHead(upstream.statusCode ?? 0, upstream.headers);
-      upstream.pipe(res);
-    });
-    outgoing.on('error', () => res.destroy());
-    res.on('close', () => outgoing.destroy());
-    req.pipe(outgoing);
+    return forward(req, res, target + path, change.pipe);
   });
 }
+
+/** Takes the prefix away, as `proxy_pass http://…/;` does; other paths lead nowhere. */
+const stripPrefix = (path: string) =>
+  path.startsWith('/mcp/') ? path.slice('/mcp'.length) : undefined;
 
 /** Diagnoses the server, and expects exactly these findings. */
 async function expectFindings(
@@ -2738,8 +2841,9 @@ describe('The doctor: healthy servers have no finding', () => {
     await expectFindings(`${await serve(t, sdkServer())}/sse`, []);
   });
 
-  test('a server written by hand, with CRLF, session_id and 204', async (t) => {
+  test('a server written by hand, with a BOM, CRLF, session_id and 204', async (t) => {
     const server = byHand({
+      start: '\uFEFF',
       lineEnd: '\r\n',
       endpoint: (id) => `messages?session_id=${id}`,
       unknownStatus: 400,
@@ -2814,13 +2918,15 @@ describe('The doctor: healthy servers have no finding', () => {
     await expectFindings(`${url}/mcp/sse`, []);
   });
 
-  test('a redirect to a path with a slash', async (t) => {
+  test('a redirect to a path with a slash, for the stream and for messages', async (t) => {
     const good = byHand();
     const url = await serve(t, (req, res) => {
-      if (req.url === '/sse') return void res.writeHead(307, { location: '/sse/' }).end();
+      const location = req.url?.replace(/^\/\w+(?=$|\?)/, '$&/') ?? '';
+      if (location !== req.url) return void res.writeHead(307, { location }).end();
       return good(req, res);
     });
-    await expectFindings(`${url}/sse`, []);
+    const { told } = await expectFindings(`${url}/sse`, []);
+    assert.match(told, /POST \/messages\/\?sessionId=\S+ 202/);
   });
 
   test('a server that is slow to answer', async (t) => {
@@ -2828,6 +2934,40 @@ describe('The doctor: healthy servers have no finding', () => {
     const url = await serve(t, async (req, res) => {
       await sleep(100);
       await good(req, res);
+    });
+    await expectFindings(`${url}/sse`, []);
+  });
+
+  test('a server that ends a stream whose client does not answer its pings', async (t) => {
+    const missing = new Map<http.ServerResponse, number>();
+    const server = byHand({
+      onOpen: (stream) => {
+        const timer = setInterval(() => {
+          const count = (missing.get(stream) ?? 0) + 1;
+          missing.set(stream, count);
+          if (count > 20) stream.end();
+          else stream.write('data: {"jsonrpc":"2.0","id":"p","method":"ping"}\n\n');
+        }, 20);
+        stream.on('close', () => clearInterval(timer));
+      },
+      answer: (message, stream, post) => {
+        post.writeHead(202).end();
+        if (!message.method) missing.delete(stream);
+        else if (message.id !== undefined) {
+          sendEvent(stream, 'message', JSON.stringify(replyByHand(message)));
+        }
+      },
+    });
+    await expectFindings(`${await serve(t, server)}/sse`, [], { watch: 900 });
+  });
+
+  test('a proxy that fails once', async (t) => {
+    const good = sdkServer();
+    let posts = 0;
+    const url = await serve(t, (req, res) => {
+      if (req.method === 'POST') posts += 1;
+      if (posts === 1 && req.method === 'POST') return res.writeHead(502).end('Bad Gateway');
+      return good(req, res);
     });
     await expectFindings(`${url}/sse`, []);
   });
@@ -2845,6 +2985,12 @@ describe('The doctor: healthy servers have no finding', () => {
     assert.doesNotMatch(told, /not-the-secret/);
   });
 }, { concurrency: 8 });
+
+function compressWithoutFlush(upstream: http.IncomingMessage, res: http.ServerResponse) {
+  const headers = { ...upstream.headers, 'content-encoding': 'gzip' };
+  res.writeHead(upstream.statusCode ?? 0, headers).flushHeaders();
+  upstream.pipe(createGzip()).pipe(res);
+}
 
 function compressAndFlush(upstream: http.IncomingMessage, res: http.ServerResponse) {
   const headers = { ...upstream.headers, 'content-encoding': 'gzip' };
@@ -2953,20 +3099,10 @@ describe('The doctor: the way to the server', () => {
 
   test('buffered: a compression holds the first event back', async (t) => {
     const target = await serve(t, sdkServer());
-    const good = await startProxy(t, target);
     const url = await serve(t, (req, res) => {
       const isCompressed = req.method === 'GET' && req.headers['accept-encoding'] !== 'identity';
-      const incoming = http.request(good + req.url, { method: req.method, headers: req.headers });
-      res.on('close', () => incoming.destroy());
-      incoming.on('error', () => {});
-      incoming.on('response', (upstream) => {
-        const headers = { ...upstream.headers };
-        if (isCompressed) headers['content-encoding'] = 'gzip';
-        res.writeHead(upstream.statusCode ?? 0, headers).flushHeaders();
-        if (isCompressed) upstream.pipe(createGzip()).pipe(res);
-        else upstream.pipe(res);
-      });
-      req.pipe(incoming);
+      const pipe = isCompressed ? compressWithoutFlush : undefined;
+      return forward(req, res, target + req.url, pipe);
     });
     await expectFindings(`${url}/sse`, ['buffered']);
   });
@@ -2990,7 +3126,6 @@ function streamable(getStatus: number): Handler {
 function holdBack(upstream: http.IncomingMessage, res: http.ServerResponse) {
   const chunks: Buffer[] = [];
   upstream.on('data', (chunk: Buffer) => chunks.push(chunk));
-  upstream.on('error', () => res.destroy());
   upstream.on('end', () => {
     res.writeHead(upstream.statusCode ?? 0, upstream.headers).end(Buffer.concat(chunks));
   });
@@ -3037,18 +3172,14 @@ describe('The doctor: the endpoint and the session', () => {
 
   test('missing-prefix: a proxy strips it', async (t) => {
     const target = await serve(t, sdkServer());
-    const url = await startProxy(t, target, {
-      path: (path) => (path.startsWith('/mcp/') ? path.slice('/mcp'.length) : undefined),
-    });
+    const url = await startProxy(t, target, { path: stripPrefix });
     await expectFindings(`${url}/mcp/sse`, ['missing-prefix']);
   });
 
   test('missing-prefix and other-origin at once', async (t) => {
     const endpoint = (id: string) => `http://internal:8000/messages?sessionId=${id}`;
     const target = await serve(t, byHand({ endpoint }));
-    const url = await startProxy(t, target, {
-      path: (path) => (path.startsWith('/mcp/') ? path.slice('/mcp'.length) : undefined),
-    });
+    const url = await startProxy(t, target, { path: stripPrefix });
     await expectFindings(`${url}/mcp/sse`, ['missing-prefix', 'other-origin']);
   });
 
@@ -3064,21 +3195,16 @@ describe('The doctor: the endpoint and the session', () => {
     await expectFindings(`${await serve(t, app)}/api/mcp/sse`, ['missing-prefix']);
   });
 
-  test('missing-prefix: a web site beside it answers each POST with a page', async (t) => {
+  test('missing-prefix: all other paths want a login, or answer with a page', async (t) => {
     const target = await serve(t, sdkServer());
-    const proxy = await startProxy(t, target, { path: (path) => path.replace(/^\/mcp/, '') });
-    const url = await serve(t, (req, res) => {
-      if (!req.url?.startsWith('/mcp/')) return res.writeHead(200).end('<h1>Welcome</h1>');
-      const { method, headers } = req;
-      const outgoing = http.request(proxy + req.url, { method, headers, agent: false });
-      outgoing.on('response', (upstream) => {
-        upstream.pipe(res.writeHead(upstream.statusCode ?? 0, upstream.headers));
+    for (const status of [200, 302, 401]) {
+      const url = await serve(t, (req, res) => {
+        const path = stripPrefix(req.url ?? '');
+        if (path) return forward(req, res, target + path);
+        return res.writeHead(status, { location: '/login' }).end('<h1>Log in</h1>');
       });
-      outgoing.on('error', () => res.destroy());
-      res.on('close', () => outgoing.destroy());
-      return req.pipe(outgoing);
-    });
-    await expectFindings(`${url}/mcp/sse`, ['missing-prefix']);
+      await expectFindings(`${url}/mcp/sse`, ['missing-prefix']);
+    }
   });
 
   test('id-not-filed: the id is made a second time by randomUUID()', async (t) => {
@@ -3120,6 +3246,20 @@ describe('The doctor: the endpoint and the session', () => {
     }, async (req, res) => transports.get(idOf(req))?.handlePostMessage(req, res)));
     const options = { refusalLimit: 200, replyLimit: 200 };
     await expectFindings(`${url}/sse`, ['id-not-filed', 'unknown-id-accepted'], options);
+  });
+
+  test('id-not-filed, whatever the server answers to an unknown id', async (t) => {
+    const answers: [number, string][] = [
+      [500, "TypeError: Cannot read properties of undefined (reading 'handlePostMessage')"],
+      [400, '{"jsonrpc":"2.0","error":{"code":-32700,"message":"Invalid session ID"},"id":null}'],
+      [403, 'Unknown session'],
+    ];
+    await Promise.all(answers.map(async ([status, text]) => {
+      const url = await serve(t, routes(sdkOpen(new Map()), (_req, res) => {
+        res.writeHead(status).end(text);
+      }));
+      await expectFindings(`${url}/sse`, ['id-not-filed']);
+    }));
   });
 
   test('id-not-filed: the endpoint names its parameter otherwise than the server', async (t) => {
@@ -3185,6 +3325,22 @@ describe('The doctor: the endpoint and the session', () => {
     }
   });
 
+  test('several-processes and body-already-read at once', async (t) => {
+    let next = 0;
+    const servers = [0, 1].map(() => {
+      const transports: Transports = new Map();
+      return routes(sdkOpen(transports), async (req, res) => {
+        await bodyOf(req);
+        await sdkPost(transports)(req, res);
+      });
+    });
+    const url = await serve(t, (req, res) => {
+      next += 1;
+      return servers[next % 2]?.(req, res);
+    });
+    await expectFindings(`${url}/sse`, ['several-processes', 'body-already-read']);
+  });
+
   test('body-already-read: express.json() in front', async (t) => {
     const transports: Transports = new Map();
     const app = createMcpExpressApp(); // it calls express.json()
@@ -3223,6 +3379,22 @@ describe('The doctor: the endpoint and the session', () => {
     }, async (req, res) => transport?.handlePostMessage(req, res)));
     // It takes any id as well, which is as true.
     await expectFindings(`${url}/sse`, ['shared-server', 'unknown-id-accepted']);
+  });
+
+  test('shared-server: each reply goes to all streams', async (t) => {
+    const streams = new Set<http.ServerResponse>();
+    const server = byHand({
+      onOpen: (stream) => {
+        streams.add(stream);
+        stream.on('close', () => streams.delete(stream));
+      },
+      answer: (message, _stream, post) => {
+        post.writeHead(202).end();
+        if (message.id === undefined || !message.method) return;
+        for (const stream of streams) sendEvent(stream, 'message', JSON.stringify(replyByHand(message)));
+      },
+    });
+    await expectFindings(`${await serve(t, server)}/sse`, ['shared-server']);
   });
 
   test("shared-server: somebody else's session is open already", async (t) => {
@@ -3274,6 +3446,30 @@ describe('The doctor: messages and time', () => {
     await expectFindings(`${url}/sse`, ['reply-lost']);
   });
 
+  test('reply-lost: a proxy answers each POST with 502', async (t) => {
+    const url = await serve(t, routes(sdkOpen(new Map()), (_req, res) => {
+      res.writeHead(502).end('<h1>502 Bad Gateway</h1>');
+    }));
+    await expectFindings(`${url}/sse`, ['reply-lost']);
+  });
+
+  test('reply-lost: the server takes one request at a time', async (t) => {
+    const waiting: (() => unknown)[] = [];
+    const open = byHand();
+    let isBusy = false;
+    const url = await serve(t, (req, res) => {
+      if (isBusy) return waiting.push(() => req.destroyed || open(req, res));
+      isBusy = req.method === 'GET';
+      res.on('close', () => {
+        isBusy = false;
+        waiting.splice(0).forEach((run) => run());
+      });
+      return open(req, res);
+    });
+    const { told } = await expectFindings(`${url}/sse`, ['reply-lost']);
+    assert.match(told, /while a stream is open, nothing else is answered/);
+  });
+
   test('wrong-event-name: replies come as `event: response`', async (t) => {
     const url = await serve(t, byHand({ eventName: 'response' }));
     await expectFindings(`${url}/sse`, ['wrong-event-name']);
@@ -3303,7 +3499,6 @@ describe('The doctor: messages and time', () => {
     const url = await startProxy(t, target, {
       pipe: (upstream, res) => {
         upstream.pipe(res.writeHead(upstream.statusCode ?? 0, upstream.headers));
-        upstream.on('error', () => {});
         setTimeout(() => res.destroy(), 700).unref();
       },
     });
@@ -3418,6 +3613,18 @@ describe('The doctor: the doctor never hangs', () => {
       stream.on('close', () => clearInterval(timer));
     };
     await expectFindings(`${await serve(t, byHand({ onOpen }))}/sse`, []);
+  });
+
+  test('a server that limits the number of requests', async (t) => {
+    const good = sdkServer();
+    let requests = 0;
+    const url = await serve(t, (req, res) => {
+      requests += 1;
+      if (requests > 12) return res.writeHead(429).end('Too many requests');
+      return good(req, res);
+    });
+    const { isComplete } = await expectFindings(`${url}/sse`, []);
+    assert.equal(isComplete, false);
   });
 
   test('a huge body', async (t) => {
