@@ -2104,7 +2104,7 @@ async function explainTrouble(
     }
     const { endpoint = stream.url } = stream;
     visit.unknown ??= await postUnknown(visit, endpoint);
-    if (visit.unknown?.code === 'TIMEOUT') return explainUnknown(visit, '-', seen);
+    if (visit.unknown?.code === 'TIMEOUT') return explainUnknown(visit, '-', outcome);
   }
   // A web site beside the server may answer each POST with its own page.
   if (trouble === 'lost' && await findPrefix(visit, stream, outcome)) return true;
@@ -2158,23 +2158,22 @@ async function explainRefusal(
     if (!isFirst) accuse(visit, 'reply-lost', seen);
     return isFirst;
   }
-  return explainStatus(visit, stream, outcome, before, isRepeated);
-}
-
-async function explainStatus(
-  visit: Visit, stream: EventStream, outcome: Outcome, before: string, isRepeated: boolean,
-) {
-  const { answer, seen } = outcome;
   const { endpoint = stream.url } = stream;
   visit.unknown ??= await postUnknown(visit, endpoint);
   const isUnknown = !visit.unknown || isSame(visit, answer, visit.unknown);
+  if (isUnknown || (isFirst && !isRepeated)) return explainUnknown(visit, before, outcome);
+  accuse(visit, 'reply-lost', seen);
+  return false;
+}
+
+/** Tells apart why sessions are unknown; true if another try makes sense. */
+async function explainUnknown(visit: Visit, before: string, { answer, seen }: Outcome) {
   // A server that fails on every POST says nothing about the session.
   const isAboutSession = /session|transport|undefined|null|NoneType|KeyError/i.test(answer.text);
   const isFailure = answer.status === 500 && !isAboutSession;
   const otherwise = isFailure ? 'reply-lost' : 'id-not-filed';
-  if (isUnknown || !isRepeated) return explainUnknown(visit, before, seen, otherwise);
-  accuse(visit, 'reply-lost', seen);
-  return false;
+  const name = await tellApart(visit, before, seen, otherwise);
+  return name === undefined || name === 'filed-late';
 }
 
 function nameOfAnswer({ status, text }: Answer): FindingName | undefined {
@@ -2238,15 +2237,10 @@ async function findPrefix(visit: Visit, stream: EventStream, { answer, seen }: O
   return false;
 }
 
-/** Tells apart why sessions are unknown: by several POSTs on each of several new streams. */
-async function explainUnknown(
-  visit: Visit, before: string, seen: string, otherwise?: FindingName,
-) {
-  const name = await tellApart(visit, before, seen, otherwise);
-  return name === undefined || name === 'filed-late';
-}
-
-/** Marks are a text for each stream: + for a POST that was taken, - for one that was refused. */
+/**
+ * Names why sessions are unknown, by several POSTs on each of several new streams. Marks are a
+ * text for each stream: + for a POST that was taken, - for one that was refused.
+ */
 async function tellApart(
   visit: Visit, before: string, seen: string, ifNoneIsTaken: FindingName = 'id-not-filed',
 ) {
@@ -2285,12 +2279,12 @@ function nameOfMarks(marks: string[], ifNoneIsTaken: FindingName): FindingName {
   return 'several-processes';
 }
 
-/** Four POSTs right after the event, and eight a moment later: up to eleven processes show. */
+/** Three POSTs right after the event, and six a moment later: up to eight processes show. */
 async function markPosts(visit: Visit) {
   const stream = await connect(visit);
   const limit = visit.limits.refusalLimit;
   // A server that does not even answer an unknown id costs the whole limit each time.
-  const most = visit.unknown?.code === 'TIMEOUT' ? 6 : 12;
+  const most = visit.unknown?.code === 'TIMEOUT' ? 6 : 9;
   let marks = '';
   for (let count = 0; count < most && !isMixed(marks); count += 1) {
     if (count === most / 3) await sleep(visit.limits.pause);
@@ -2375,7 +2369,7 @@ async function checkTogether(visit: Visit, first: EventStream) {
   const alone = fresh.endpoint ? await exchange(visit, fresh) : undefined;
   const again = alone && !alone.trouble ? await tryTogether(visit, fresh) : trouble;
   if (again) return accuse(visit, 'shared-server', again.seen);
-  note(visit, `${trouble.seen}; a second try went well.`);
+  if (!name) note(visit, `${trouble.seen}; a second try went well.`);
 }
 
 /** What goes wrong with a session while a second one is open beside it. */
@@ -2458,7 +2452,9 @@ async function checkHost(visit: Visit) {
   // The SDK's own check looks at POSTs only: the stream alone is of no use to a web page.
   const posted = await stream.post(pingMessage(), { limit: visit.limits.refusalLimit });
   stream.close();
-  if (posted.status === 403 || posted.status === 421) return pass(visit, `${seen}, but no POST`);
+  const isUnknown = visit.unknown !== undefined && isSame(visit, posted, visit.unknown);
+  const isRefused = [403, 421].includes(posted.status) && !isUnknown;
+  if (isRefused) return pass(visit, `${seen}, but no POST`);
   accuse(visit, 'any-host-accepted', seen);
 }
 
@@ -2529,6 +2525,8 @@ async function checkBadMessage(visit: Visit) {
     const outcome = await call(visit, stream, 'ping');
     stream.close();
     const first = `A message that is not JSON: ${describeAnswer('POST', endpoint, bad)}`;
+    const isOfSession = /session|transport/i.test(bad.text);
+    if (isOfSession && await isUnknownNow(visit, { ...refused(stream, bad), seen: first })) return;
     if (!outcome.trouble) return pass(visit, `${first}, and the session goes on`);
     seen = `${first}; then ping: ${outcome.seen}`;
     await sleep(visit.limits.pause);
@@ -2551,10 +2549,10 @@ type Wanted = { url: URL; json: boolean; options: DoctorOptions };
  *
  * @returns the exit code: 0 without problems, 1 with a problem, 2 if it was called wrongly
  */
-async function runDoctor(args: string[], print = (line: string) => console.log(line)) {
+async function runDoctor(args: string[], print = console.log, printError = console.error) {
   const wanted = readArguments(args);
   if (typeof wanted === 'string') {
-    console.error(`${wanted} Usage: ${USAGE}`);
+    printError(`${wanted} Usage: ${USAGE}`);
     return 2;
   }
   const { url, json, options } = wanted;
@@ -2583,14 +2581,18 @@ function readArguments(args: string[]): Wanted | string {
     if (positionals.length > 1) return 'Name one URL only.';
     const [url = DEFAULT_URL] = positionals;
     if (!/^https?:\/\/./i.test(url) || !URL.canParse(url)) {
-      return 'The URL must begin with http:// or https://, such as http://127.0.0.1:3000/sse.';
+      return `The URL must be a whole one with http:// or https://, such as ${DEFAULT_URL}.`;
     }
     const headers = readHeaders(values.header ?? []);
     const options: DoctorOptions = { headers };
     if (values.watch !== undefined) options.watch = readSeconds(values.watch);
     return { url: new URL(url), json: values.json ?? false, options };
   } catch (error) {
-    const [sentence = ''] = (error as Error).message.split(/(?<=\.) |\n/);
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code === 'ERR_PARSE_ARGS_INVALID_OPTION_VALUE') {
+      return '--watch and --header need a value behind them, and --json takes none.';
+    }
+    const [sentence = ''] = message.split(/(?<=\.) |\n/);
     return sentence;
   }
 }
@@ -3615,6 +3617,23 @@ describe('The doctor: the doctor never hangs', () => {
     await expectFindings(`${await serve(t, byHand({ onOpen }))}/sse`, []);
   });
 
+  test('it asks for little of a server that refuses a notification each time', async (t) => {
+    const good = byHand({
+      answer: (message, stream, post) => {
+        if (message.id === undefined) return post.writeHead(400).end('A message needs an id');
+        post.writeHead(202).end();
+        return sendEvent(stream, 'message', JSON.stringify(replyByHand(message)));
+      },
+    });
+    let requests = 0;
+    const url = await serve(t, (req, res) => {
+      requests += 1;
+      return good(req, res);
+    });
+    await expectFindings(`${url}/sse`, ['reply-lost']);
+    assert.ok(requests <= 60, `${requests} requests`);
+  });
+
   test('a server that limits the number of requests', async (t) => {
     const good = sdkServer();
     let requests = 0;
@@ -3706,23 +3725,32 @@ describe('The doctor: the command line', () => {
 
   test('wrong use gets one line and exit code 2', async (t) => {
     const wrong = [
-      ['nonsense'], ['localhost:3000/sse'], ['--colour'], ['--watch', 'long'], ['--watch'],
+      ['nonsense'], ['localhost:3000/sse'], ['http://127.0.0.1:99999/sse'], ['--colour'],
+      ['--watch', 'long'], ['--watch', '-5'], ['--watch'], ['--json=yes'],
       ['--header', 'secret-of-mine'], ['http://127.0.0.1:1/sse', 'http://127.0.0.1:2/sse'],
     ];
     for (const args of wrong) {
-      const { code, lines, out } = await run(t, args);
-      assert.equal(code, 2, out);
-      assert.equal(lines.length, 1, out);
-      assert.doesNotMatch(out, /secret-of-mine/);
+      const lines: string[] = [];
+      const print = (line: string) => lines.push(line);
+      assert.equal(await runDoctor(args, assert.fail, print), 2);
+      assert.equal(lines.length, 1);
+      assert.match(lines[0] ?? '', /^[^\n]+[^.]\. Usage: npm run doctor -- [^\n]+$/);
+      assert.doesNotMatch(lines[0] ?? '', /secret-of-mine/);
     }
+    const { code, lines } = await run(t, ['--colour']);
+    assert.equal(code, 2);
+    assert.equal(lines.length, 1);
   });
 
   test('--json prints one object, and a problem makes the exit code 1', async (t) => {
     const url = `${await serve(t, sdkServer())}/wrong?api_key=secret-of-mine`;
-    const { code, out } = await run(t, [url, '--json', '--watch', '0.1']);
+    const lines: string[] = [];
+    const code = await runDoctor([url, '--json', '--watch', '0.1'], (line) => lines.push(line));
     assert.equal(code, 1);
+    const out = lines.join('\n');
     const { findings, url: shown } = JSON.parse(out);
     assert.equal(shown, url.replace('secret-of-mine', '***'));
+    assert.deepEqual(Object.keys(JSON.parse(out)), ['url', 'findings']);
     assert.deepEqual(Object.keys(findings[0]), ['name', 'kind', 'seen']);
     assert.doesNotMatch(out, /secret-of-mine/);
   });
@@ -3734,11 +3762,10 @@ describe('The doctor: the command line', () => {
     assert.doesNotMatch(out, /\u001B/);
   });
 
-  test('without a URL it says where it looks', async () => {
-    const lines: string[] = [];
-    const promise = runDoctor(['--watch', '0.1'], (line) => lines.push(line));
-    assert.match(lines[0] ?? '', /http:\/\/127\.0\.0\.1:3000\/sse/);
-    await promise;
+  test('without a URL it says where it looks', async (t) => {
+    const { line, child } = runNode(t, ['server.test.ts', 'doctor'], {}, import.meta.dirname);
+    assert.match(await line(/./), /No URL was given.+http:\/\/127\.0\.0\.1:3000\/sse/);
+    child.kill('SIGKILL');
   });
 
   test('Ctrl-C ends it at once', async (t) => {
