@@ -1379,162 +1379,166 @@ const FINDINGS = {
   'unreachable': {
     kind: 'problem',
     heading: 'fetch failed, connect ECONNREFUSED',
-    means: 'Nobody answers at this address: the server is not running, it listens on another port, '
-      + 'or it listens on 127.0.0.1 inside a container.',
-    cure: 'Start the server and compare host and port; inside a container, let it listen on '
-      + '0.0.0.0; if HTTP_PROXY is set, set NO_PROXY=localhost,127.0.0.1 for the client.',
+    means: 'Nobody answers at this address, because the server is not running, listens on another '
+      + 'port, or listens on 127.0.0.1 inside a container.',
+    cure: 'Start the server and compare the host and the port; inside a container, let it listen '
+      + 'on 0.0.0.0, and where HTTP_PROXY is set, give the client NO_PROXY=localhost,127.0.0.1.',
   },
   'untrusted-certificate': {
     kind: 'problem',
     heading: 'self-signed certificate',
-    means: 'The encrypted connection (TLS) fails, mostly because the client does not trust the '
+    means: "The encrypted connection (TLS) fails, usually because the client does not trust the "
       + "server's certificate.",
-    cure: 'Give the server a certificate that its clients trust, or name the file of its CA in '
-      + 'NODE_EXTRA_CA_CERTS for the client; a port that speaks plain HTTP needs http://.',
+    cure: "Give the server a certificate that its clients trust, or name the file of its CA in "
+      + "the client's NODE_EXTRA_CA_CERTS; if the port speaks plain HTTP, write http:// in the "
+      + "URL.",
   },
   'unauthorized': {
     kind: 'problem',
     heading: 'SSE error: Non-200 status code (401)',
-    means: 'The server wants a token, and it got none or a wrong one.',
-    cure: 'Send the token on the GET and on every POST; the doctor takes one by '
-      + '--header "Authorization: Bearer …".',
+    means: 'The server asks for a token, and it got none or a wrong one.',
+    cure: 'Let the client send its token with the GET and with every POST; give the doctor a '
+      + 'token with --header "Authorization: Bearer …".',
   },
   'host-refused': {
     kind: 'problem',
     heading: 'SSE error: Non-200 status code (403)',
-    means: 'A check of the Host or Origin header refuses the name in this URL, or the token that '
-      + 'was sent has no right to enter.',
+    means: 'The server checks the Host or the Origin header and refuses the name in this URL, or '
+      + 'the token that was sent has no right to enter.',
     cure: "Add this host name to the server's allowed hosts, or let the proxy send a name that is "
-      + 'allowed.',
+      + "allowed.",
   },
   'streamable-http': {
     kind: 'problem',
     heading: 'SSE error: Non-200 status code (405)',
-    means: 'The server speaks MCP at this URL, but by the newer Streamable HTTP transport and not '
-      + 'by SSE.',
+    means: 'The server speaks MCP at this URL, but over the newer Streamable HTTP transport and '
+      + 'not over SSE.',
     cure: "Set the type of this server to `http` in the client's configuration.",
   },
   'wrong-url': {
     kind: 'problem',
     heading: 'SSE error: Non-200 status code (404)',
-    means: 'No stream of MCP events is served at this URL.',
-    cure: 'Use the URL of the stream; it often ends in /sse, below the prefix of a proxy if there '
-      + 'is one.',
+    means: 'This URL serves no stream of MCP events.',
+    cure: 'Use the URL of the stream, which often ends in /sse and begins with the prefix of a '
+      + 'proxy if there is one.',
   },
   'bad-gateway': {
     kind: 'problem',
     heading: 'SSE error: Non-200 status code (502)',
-    means: 'A proxy answers, but the server behind it does not; a client that meets this answer '
-      + 'while it reconnects gives up for good.',
-    cure: "Start the server, and compare the address in the proxy's configuration with the "
-      + "server's own.",
+    means: 'A proxy answers, but the server behind it does not, and a client that meets this '
+      + 'answer while it reconnects gives up for good.',
+    cure: "Start the server, and compare its address with the one in the proxy's configuration.",
   },
   'buffered': {
     kind: 'problem',
     heading: 'The client hangs while connecting',
-    means: 'The first event does not arrive: a proxy or a compression holds the events back, or '
-      + 'the server never sends its `endpoint` event.',
-    cure: 'Switch buffering and compression off for the stream (nginx: `proxy_buffering off;` and '
-      + '`gzip off;`, or the header `X-Accel-Buffering: no` from the server).',
+    means: 'The first event does not arrive, because a proxy or a compression holds the events '
+      + 'back, or because the server never sends its `endpoint` event.',
+    cure: 'Switch off buffering and compression for the stream (in nginx with `proxy_buffering '
+      + 'off;` and `gzip off;`, or with the header `X-Accel-Buffering: no` from the server).',
   },
   'other-origin': {
     kind: 'problem',
     heading: 'Endpoint origin does not match connection origin',
     means: 'The `endpoint` event names another origin than the URL, often an internal host name, '
       + 'and many clients refuse that.',
-    cure: 'Let the server send a path alone, such as /messages?sessionId=…, without scheme and '
-      + 'host.',
+    cure: 'Let the server send only a path in this event, such as /messages?sessionId=…, without '
+      + 'a scheme and a host.',
   },
   'missing-prefix': {
     kind: 'problem',
     heading: 'Error POSTing to endpoint (HTTP 404)',
-    means: "The path in the `endpoint` event lacks the prefix that a proxy or a mount has put "
-      + 'before it, so each POST goes astray.',
-    cure: "Let the server send the full path with the prefix in its `endpoint` event.",
+    means: 'The path in the `endpoint` event lacks the prefix that a proxy or a mount puts before '
+      + 'it, so every POST goes to the wrong place.',
+    cure: 'Let the server send the full path, with the prefix, in its `endpoint` event.',
   },
   'id-not-filed': {
     kind: 'problem',
     heading: 'Could not find session',
-    means: 'The id that the `endpoint` event names is not one that the server keeps: it was made a '
-      + "second time, filed under another name, or removed when the GET's handler was through.",
-    cure: "File each transport under the id that the transport itself has, before the stream "
-      + 'starts, and remove it only when the response closes.',
+    means: "The server does not keep the session under the id in the `endpoint` event: it made a "
+      + "second id, filed the session under another name, or removed it as soon as the GET's "
+      + "handler had returned.",
+    cure: 'File each transport under its own `sessionId` before the stream starts, and remove it '
+      + 'only when the response closes.',
   },
   'filed-late': {
     kind: 'problem',
     heading: 'No transport found for sessionId',
-    means: 'The server files the session only after the `endpoint` event has gone out, so a quick '
+    means: 'The server files the session only after it has sent the `endpoint` event, so a quick '
       + 'client is told that its session is unknown.',
-    cure: 'File the transport before it is connected, and await nothing between the two.',
+    cure: 'File the transport before you connect it, and await nothing between the two.',
   },
   'removed-early': {
     kind: 'problem',
     heading: 'Session not found',
-    means: 'Something ends or forgets the session while its client still listens: a handler that '
-      + 'returns, a timer, or an error handler.',
-    cure: 'Remove a transport only when its own response closes, and never end that response from '
+    means: 'The server ends or forgets the session while its client is still listening, for '
+      + 'example in a handler that returns, in a timer or in an error handler.',
+    cure: "Remove a transport only when its own response closes, and never end that response in "
       + "the GET's handler.",
   },
   'several-processes': {
     kind: 'problem',
     heading: 'Could not find session, with workers or replicas',
-    means: 'Some messages reach a process that does not hold the stream: several workers or '
-      + 'replicas stand behind this URL.',
-    cure: 'Run one process, or give each replica a path of its own for messages; affinity by '
-      + 'cookie does not help, since MCP clients keep no cookies.',
+    means: 'Several workers or replicas answer at this URL, and some messages reach one that does '
+      + 'not hold the stream.',
+    cure: 'Run a single process, or give each replica its own path for messages; affinity by '
+      + 'cookie does not help, because MCP clients keep no cookies.',
   },
   'body-already-read': {
     kind: 'problem',
     heading: 'stream is not readable',
-    means: 'Something has read the body of the POST, such as express.json(), before the transport '
-      + 'came to it.',
-    cure: 'Take the body parser away from this path, or hand its result on: '
+    means: 'Something, such as express.json(), reads the body of the POST before the transport '
+      + 'can.',
+    cure: 'Remove the body parser from this path, or pass its result on with '
       + '`transport.handlePostMessage(req, res, req.body)`.',
   },
   'shared-server': {
     kind: 'problem',
     heading: 'Already connected to a transport',
     means: 'All sessions share one server or one transport, so a second client breaks the first '
-      + 'one or is refused.',
-    cure: 'Make a new server and a new transport in each GET, and keep the transports in a map by '
-      + 'their ids.',
+      + 'one, gets its replies, or is refused.',
+    cure: 'Create a new server and a new transport for each GET, and keep the transports in a map '
+      + 'by their ids.',
   },
   'reply-lost': {
     kind: 'problem',
     heading: '-32001 Request timed out',
-    means: "A message got no reply on the session's stream: the reply fails, or goes to another "
-      + "process, into the POST's own body, or to a dead stream.",
-    cure: "Let the transport that holds this session's stream handle the message, and read the "
+    means: "A message got no reply on the session's stream: the server failed, or it sent the "
+      + "reply elsewhere, such as into the POST's own answer, from another process, or to a "
+      + "stream that has ended.",
+    cure: "Let the transport that holds this session's stream handle the message, and look in the "
       + "server's log at the time of the POST.",
   },
   'wrong-event-name': {
     kind: 'problem',
     heading: 'Waiting for server to respond to initialize request',
-    means: 'Events come under a name that clients do not listen for: they know `endpoint` for the '
-      + 'first one and `message` for all others.',
-    cure: 'Write `event: message` before the data of each reply.',
+    means: 'The server sends events under a name that clients do not listen for; they know '
+      + '`endpoint` for the first event and `message` for all others.',
+    cure: 'Write `event: endpoint` before the data of the first event, and `event: message` '
+      + 'before the data of each reply.',
   },
   'heartbeat-as-data': {
     kind: 'problem',
     heading: 'Unexpected token, not valid JSON',
-    means: 'The server sends something as a `message` event that is no JSON-RPC message, probably '
-      + 'a heartbeat, and clients fail to read it.',
-    cure: 'Send a heartbeat as a comment: a line that begins with a colon, and an empty line.',
+    means: 'The server sends something that is not JSON-RPC as a `message` event, probably a '
+      + 'heartbeat, and clients fail to read it.',
+    cure: 'Send a heartbeat as a comment, which is a line that begins with a colon, followed by '
+      + 'an empty line.',
   },
   'killed-by-bad-message': {
     kind: 'problem',
     heading: 'Session not found after one bad message',
-    means: 'One message that is not JSON ends the whole session.',
-    cure: 'Answer such a message with 400, and neither close nor remove the transport in an error '
+    means: 'A single message that is not JSON ends the whole session.',
+    cure: 'Answer such a message with 400, and do not close or remove the transport in an error '
       + 'handler.',
   },
   'cut-off': {
     kind: 'problem',
     heading: 'terminated: other side closed',
-    means: 'The stream is ended after a while though nobody asked for it: the server or a proxy '
-      + 'limits the time of a request, or of its silence.',
-    cure: 'Raise that limit for the path of the stream; a comment every 15 s helps against a limit '
-      + 'on silence only (nginx: proxy_read_timeout).',
+    means: 'The server or a proxy ends the stream although nobody asked for it, because it limits '
+      + 'how long a request may last or how long it may be silent.',
+    cure: 'Raise that limit for the path of the stream (in nginx it is `proxy_read_timeout`); a '
+      + 'comment every 15 s helps only against a limit on silence.',
   },
   'silent-stream': {
     kind: 'risk',
@@ -1547,29 +1551,29 @@ const FINDINGS = {
     kind: 'risk',
     heading: 'Received request before initialization was complete',
     means: 'A client that reconnects by itself and goes on without `initialize` is locked out.',
-    cure: 'Let the client send `initialize` on each new stream; most servers cannot be set '
-      + 'otherwise.',
+    cure: 'Let the client send `initialize` on each new stream, since most servers cannot be told '
+      + 'to do without it.',
   },
   'unknown-id-accepted': {
     kind: 'risk',
     heading: 'Calls hang after a restart of the server',
-    means: 'The server does not refuse an id that it never gave out, so a client whose session is '
-      + 'gone never notices.',
-    cure: 'Answer 404 to a POST whose id is not known.',
+    means: 'The server does not refuse a session id that it never gave out, so a client whose '
+      + 'session is gone never notices.',
+    cure: 'Answer 404 to a POST whose session id is not known.',
   },
   'ended-id-accepted': {
     kind: 'risk',
     heading: 'Memory grows with each session',
-    means: 'The server keeps a session after its stream has ended: memory grows, and later calls '
-      + 'hang.',
-    cure: 'Remove the transport when its response closes (`transport.onclose`).',
+    means: 'The server keeps a session after its stream has ended, so memory grows and later '
+      + 'calls hang.',
+    cure: 'Remove the transport when its response closes (in `transport.onclose`).',
   },
   'any-host-accepted': {
     kind: 'risk',
     heading: 'DNS rebinding',
-    means: 'A server on this machine answers requests made for a foreign host name, so a web page '
-      + 'in your browser can reach it.',
-    cure: 'Refuse each request whose Host header is not localhost, 127.0.0.1 or a name that you '
+    means: 'A server on this machine answers requests for a foreign host name, so a web page in '
+      + 'your browser can reach it.',
+    cure: 'Refuse every request whose Host header is not localhost, 127.0.0.1 or a name that you '
       + 'allow.',
   },
 } as const;
@@ -1864,8 +1868,8 @@ async function call(
   if (stream.ended) return { trouble: 'ended', answer, seen: `${seen}, and the stream ended` };
   if (!isTaken(answer) && answer.status !== 0) return refused(stream, answer);
   const limit = seconds(visit.limits.replyLimit);
-  const inBody = parseMessages(answer.text) ? "; it came in the POST's own body" : '';
-  const lost = `${seen}, and no reply to ${method} on the stream within ${limit}${inBody}`;
+  const inBody = parseMessages(answer.text) ? "; the reply came in the POST's own body" : '';
+  const lost = `${seen}, but no reply to ${method} on the stream within ${limit}${inBody}`;
   return { id, trouble: 'lost', answer, seen: lost };
 }
 
@@ -1937,8 +1941,8 @@ async function proveCompression(visit: Visit, withCompression: string) {
   if (third.endpoint) return;
   visit.encoding = 'identity';
   const limit = seconds(visit.limits.endpointLimit);
-  accuse(visit, 'buffered', `GET ${pathOf(visit.url)} brings no endpoint event within ${limit} if `
-    + `the client accepts "${withCompression}", and brings it at once without compression`);
+  accuse(visit, 'buffered', `GET ${pathOf(visit.url)} brings no endpoint event within ${limit} to `
+    + `a client that accepts "${withCompression}", and brings it to one that does not`);
 }
 
 /** Without a token to lose, the doctor goes on past a certificate that it can't trust. */
@@ -1976,10 +1980,10 @@ function seenOf(visit: Visit, stream: EventStream) {
   const type = answer.headers['content-type'] ?? 'without a content type';
   if (stream.isEventStream()) {
     const limit = seconds(visit.limits.endpointLimit);
-    return `GET ${pathOf(visit.url)} 200 ${type}, and no endpoint event within ${limit}`;
+    return `GET ${pathOf(visit.url)} 200 ${type}, but no endpoint event within ${limit}`;
   }
   if (answer.status === 200) {
-    return `GET ${pathOf(visit.url)} 200 ${type}, which is no event stream`;
+    return `GET ${pathOf(visit.url)} 200 ${type}, which is not an event stream`;
   }
   return describeAnswer('GET', visit.url, answer);
 }
@@ -1991,7 +1995,7 @@ function explainConnection(visit: Visit, { code, text }: Answer) {
   }
   const names = ['HTTP_PROXY', 'http_proxy', 'HTTPS_PROXY', 'https_proxy', 'ALL_PROXY'];
   const proxy = names.find((name) => process.env[name]);
-  const hint = proxy ? `; ${proxy} is set here, and a client that obeys it asks that proxy` : '';
+  const hint = proxy ? `; ${proxy} is set here, so clients that obey it ask that proxy instead` : '';
   return accuse(visit, 'unreachable', seen + hint);
 }
 
@@ -2022,7 +2026,7 @@ async function explainWrongUrl(visit: Visit, stream: EventStream) {
     if (kind) found.push(`${url.pathname} answers with ${kind}`);
   }
   const beside = found.length > 0 ? found.join(', ') : 'none of /sse, /mcp and /mcp/sse answers';
-  accuse(visit, 'wrong-url', `${seenOf(visit, stream)}; beside it, ${beside}`);
+  accuse(visit, 'wrong-url', `${seenOf(visit, stream)}; on the same server, ${beside}`);
 }
 
 async function kindOf(visit: Visit, url: URL) {
@@ -2099,7 +2103,7 @@ async function explainTrouble(
   }
   if (trouble === 'lost' && outcome.answer.code === 'TIMEOUT') {
     if (await isBusy(visit)) {
-      accuse(visit, 'reply-lost', `${seen}; while a stream is open, nothing else is answered`);
+      accuse(visit, 'reply-lost', `${seen}; while a stream is open, the server answers nothing else`);
       return false;
     }
     const { endpoint = stream.url } = stream;
@@ -2115,7 +2119,7 @@ async function explainTrouble(
   } else if (lived < 3 * visit.limits.pause) {
     accuse(visit, 'removed-early', `The stream ends by itself after its endpoint event; ${seen}`);
   } else {
-    accuse(visit, 'cut-off', `The stream ended after ${seconds(lived)}, with nothing said`);
+    accuse(visit, 'cut-off', `The stream ended by itself after ${seconds(lived)}`);
   }
   return false;
 }
@@ -2151,7 +2155,7 @@ async function explainRefusal(
     return false;
   }
   if (visit.otherOrigin !== undefined) {
-    note(visit, `${seen}: behind the other origin, no more can be told about its messages.`);
+    note(visit, `${seen}: the doctor posts to the URL's own origin only, and can tell no more.`);
     return false;
   }
   if (NOT_ABOUT_SESSION.includes(answer.status)) {
@@ -2252,18 +2256,18 @@ async function tellApart(
   const name = isShownAgain ? nameOfMarks([before, ...marks], ifNoneIsTaken) : undefined;
   if (name === 'filed-late') visit.settle = visit.limits.pause;
   if (name) {
-    const order = marks.map(describeMarks).join('; on another: ');
-    accuse(visit, name, `${seen}; of the POSTs on a new stream ${order}`);
+    const order = marks.map(describeMarks).join('; on another one, ');
+    accuse(visit, name, `${seen}; on a new stream, ${order}`);
   }
   return name;
 }
 
-/** `--++` is told as `2 were refused, then 2 were taken`. */
+/** `--++` is told as `2 POSTs were refused, then 2 POSTs were taken`. */
 function describeMarks(marks: string) {
   const runs = marks.match(/\++|-+/g) ?? [];
   const words = runs.map((run) => {
     const verb = run.length === 1 ? 'was' : 'were';
-    return `${run.length} ${verb} ${run.startsWith('+') ? 'taken' : 'refused'}`;
+    return `${countOf(run.length, 'POST')} ${verb} ${run.startsWith('+') ? 'taken' : 'refused'}`;
   });
   return words.join(', then ');
 }
@@ -2304,7 +2308,7 @@ function checkEvents(visit: Visit) {
   for (const stream of visit.streams) {
     const names = [...stream.replies.values()].map(({ event }) => event);
     const other = names.find((name) => name !== 'message');
-    if (other) accuse(visit, 'wrong-event-name', `A reply came as \`event: ${quote(other)}\``);
+    if (other) accuse(visit, 'wrong-event-name', `A reply came under the event name ${quote(other)}`);
     if (stream.endpointEvent !== 'endpoint') {
       accuse(visit, 'wrong-event-name', 'The endpoint came without the line `event: endpoint`');
     }
@@ -2330,7 +2334,7 @@ const isAccepted = (answer: Answer) => isTaken(answer) || answer.code === 'TIMEO
 async function checkUnknownId(visit: Visit, stream: EventStream) {
   const { endpoint = stream.url } = stream;
   visit.unknown ??= await postUnknown(visit, endpoint);
-  if (!visit.unknown) return note(visit, 'The endpoint names no session id.');
+  if (!visit.unknown) return note(visit, 'The endpoint event names no session id.');
   if (visit.unknown.status === 0 && visit.unknown.code !== 'TIMEOUT') return;
   const again = isAccepted(visit.unknown) ? await postUnknown(visit, endpoint) : undefined;
   const { status, text } = visit.unknown;
@@ -2360,7 +2364,7 @@ async function checkEndedId(visit: Visit, stream: EventStream) {
 
 async function checkTogether(visit: Visit, first: EventStream) {
   const trouble = await tryTogether(visit, first);
-  if (!trouble) return pass(visit, 'Two sessions at a time: each gets its own replies');
+  if (!trouble) return pass(visit, 'Two sessions at a time each get their own replies');
   closeStreams(visit);
   await sleep(visit.limits.pause);
   const name = trouble.isRefusal ? await tellApart(visit, '+', trouble.seen) : undefined;
@@ -2454,7 +2458,7 @@ async function checkHost(visit: Visit) {
   stream.close();
   const isUnknown = visit.unknown !== undefined && isSame(visit, posted, visit.unknown);
   const isRefused = [403, 421].includes(posted.status) && !isUnknown;
-  if (isRefused) return pass(visit, `${seen}, but no POST`);
+  if (isRefused) return pass(visit, `${seen}, but a POST is refused`);
   accuse(visit, 'any-host-accepted', seen);
 }
 
@@ -2464,7 +2468,7 @@ async function checkWatch(visit: Visit, canPost: boolean) {
   if (isNamed(visit, 'cut-off')) return;
   const session = canPost ? await freshSession(visit) : undefined;
   const stream = session ?? await connect(visit);
-  if (!stream.endpoint) return note(visit, 'No new stream could be had to be watched.');
+  if (!stream.endpoint) return note(visit, 'No new stream could be opened to be watched.');
   const { watch, shortestSilence } = visit.limits;
   note(visit, `Watching an open stream for ${seconds(watch)} …`);
   const startedAt = Date.now();
@@ -2540,7 +2544,7 @@ const USAGE = 'npm run doctor -- [URL] [--json] [--watch SECONDS] [--header "Nam
 const DEFAULT_URL = 'http://127.0.0.1:3000/sse';
 const CHECKED = 'Checked: the connection, the endpoint event, POSTs and their replies, unknown and '
   + 'ended ids, two sessions at a time, a foreign Host, a bad message, and a watched stream.';
-const NOT_SEEN = 'From outside nobody can see memory, hooks, and what other clients do.';
+const NOT_SEEN = 'From outside, the doctor cannot see memory, hooks, or what other clients do.';
 
 type Wanted = { url: URL; json: boolean; options: DoctorOptions };
 
@@ -2639,12 +2643,13 @@ const TOO_MANY = 'The server limits how many requests it takes (429), so the doc
   + 'wait some minutes, and run it again.';
 
 function summaryOf({ findings, isComplete }: Diagnosis) {
-  if (!isComplete) return TOO_MANY;
+  if (findings.length === 0 && !isComplete) return TOO_MANY;
   if (findings.length === 0) return `No problem was found. ${CHECKED} ${NOT_SEEN}`;
   const problems = findings.filter(({ kind }) => kind === 'problem').length;
   const risks = findings.length - problems;
   const names = findings.map(({ name }) => name).join(', ');
-  return `${countOf(problems, 'problem')} and ${countOf(risks, 'risk')}: ${names}.`;
+  const end = isComplete ? '' : ` ${TOO_MANY}`;
+  return `${countOf(problems, 'problem')} and ${countOf(risks, 'risk')}: ${names}.${end}`;
 }
 
 const countOf = (number: number, word: string) => `${number} ${word}${number === 1 ? '' : 's'}`;
@@ -3483,7 +3488,7 @@ describe('The doctor: messages and time', () => {
       return open(req, res);
     });
     const { told } = await expectFindings(`${url}/sse`, ['reply-lost'], HURRIED);
-    assert.match(told, /while a stream is open, nothing else is answered/);
+    assert.match(told, /while a stream is open, the server answers nothing else/);
   });
 
   test('wrong-event-name: replies come as `event: response`', async (t) => {
@@ -3780,7 +3785,7 @@ describe('The doctor: the command line', () => {
   test('without findings it says what was checked, without colour, with code 0', async (t) => {
     const { code, out } = await run(t, [`${await serve(t, sdkServer())}/sse`, '--watch', '0.1']);
     assert.equal(code, 0);
-    assert.match(out, /No problem was found\. Checked: .+ From outside nobody can see memory/);
+    assert.match(out, /No problem was found\. Checked: .+ From outside, the doctor cannot see memory/);
     assert.doesNotMatch(out, /\u001B/);
   });
 
