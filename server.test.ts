@@ -397,7 +397,9 @@ class EventStream {
   }
 
   private takeMessage(event: string, message: JsonRpc) {
-    if (message.method === 'ping' && message.id !== undefined && this.pongs < MAX_KEPT) {
+    // A flood of pings is not answered by a flood of POSTs.
+    const mostPongs = 10 + (Date.now() - this.openedAt) / 250;
+    if (message.method === 'ping' && message.id !== undefined && this.pongs < mostPongs) {
       this.pongs += 1;
       void this.post({ jsonrpc: '2.0', id: message.id, result: {} });
     }
@@ -1419,8 +1421,8 @@ const FINDINGS = {
     kind: 'problem',
     heading: 'SSE error: Non-200 status code (404)',
     means: 'This URL serves no stream of MCP events.',
-    cure: 'Use the URL of the stream, which often ends in /sse and begins with the prefix of a '
-      + 'proxy if there is one.',
+    cure: 'Use the URL of the stream, which often ends in /sse; behind a proxy, its path begins '
+      + "with the proxy's prefix.",
   },
   'bad-gateway': {
     kind: 'problem',
@@ -1735,7 +1737,7 @@ function hide(visit: Visit, text: string) {
   // The longest first, since one secret can be a part of another.
   const secrets = [...visit.secrets].sort((one, other) => other.length - one.length);
   for (const secret of secrets) hidden = hidden.replaceAll(secret, '***');
-  for (const id of visit.ids) {
+  for (const id of [...visit.ids].filter((text) => text !== '')) {
     if (id.length >= 4) hidden = hidden.replaceAll(id, shortenId(id));
     else hidden = hidden.replaceAll(`=${id}`, '=…').replaceAll(`/${id} `, '/… ');
   }
@@ -1810,10 +1812,13 @@ function findId(endpoint: URL): { id: string; parameter?: string } | undefined {
 }
 
 function rememberId(visit: Visit, endpoint: URL) {
-  const found = findId(endpoint);
-  if (!found) return;
-  const asParameter = new URLSearchParams({ id: found.id }).toString().slice('id='.length);
-  visit.ids.add(found.id).add(encodeURIComponent(found.id)).add(asParameter);
+  const { id, parameter = '' } = findId(endpoint) ?? {};
+  if (id === undefined) return;
+  const pairs = endpoint.search.slice(1).split('&');
+  const asWritten = pairs.find((pair) => new URLSearchParams(pair).has(parameter)) ?? '';
+  const asParameter = new URLSearchParams({ id }).toString();
+  for (const pair of [asWritten, asParameter]) visit.ids.add(pair.slice(pair.indexOf('=') + 1));
+  visit.ids.add(id).add(encodeURIComponent(id));
 }
 
 /** The same endpoint with an id that nobody has been given, of the same form. */
@@ -1995,7 +2000,7 @@ function explainConnection(visit: Visit, { code, text }: Answer) {
   }
   const names = ['HTTP_PROXY', 'http_proxy', 'HTTPS_PROXY', 'https_proxy', 'ALL_PROXY'];
   const proxy = names.find((name) => process.env[name]);
-  const hint = proxy ? `; ${proxy} is set here, so clients that obey it ask that proxy instead` : '';
+  const hint = proxy ? `; ${proxy} is set here, so clients that obey it ask that proxy` : '';
   return accuse(visit, 'unreachable', seen + hint);
 }
 
@@ -2103,7 +2108,8 @@ async function explainTrouble(
   }
   if (trouble === 'lost' && outcome.answer.code === 'TIMEOUT') {
     if (await isBusy(visit)) {
-      accuse(visit, 'reply-lost', `${seen}; while a stream is open, the server answers nothing else`);
+      const busy = 'while a stream is open, the server answers nothing else';
+      accuse(visit, 'reply-lost', `${seen}; ${busy}`);
       return false;
     }
     const { endpoint = stream.url } = stream;
@@ -2308,7 +2314,7 @@ function checkEvents(visit: Visit) {
   for (const stream of visit.streams) {
     const names = [...stream.replies.values()].map(({ event }) => event);
     const other = names.find((name) => name !== 'message');
-    if (other) accuse(visit, 'wrong-event-name', `A reply came under the event name ${quote(other)}`);
+    if (other) accuse(visit, 'wrong-event-name', `A reply came as the event ${quote(other)}`);
     if (stream.endpointEvent !== 'endpoint') {
       accuse(visit, 'wrong-event-name', 'The endpoint came without the line `event: endpoint`');
     }
@@ -2514,8 +2520,9 @@ async function checkAfterWatch(visit: Visit, stream: EventStream) {
   const name = answers.some(isTaken) ? 'several-processes' : 'removed-early';
   const isUnknown = visit.unknown && isSame(visit, first, visit.unknown);
   if (!isUnknown && !answers.some(isTaken)) return;
+  const seen = describeAnswer('POST', endpoint, first);
   const age = seconds(Date.now() - stream.openedAt);
-  accuse(visit, name, `${describeAnswer('POST', endpoint, first)} on a stream that is open for ${age}`);
+  accuse(visit, name, `${seen} on a stream that has been open for ${age}`);
 }
 
 /** The last check of all, since some servers fall over it altogether. */
@@ -2654,7 +2661,11 @@ function summaryOf({ findings, isComplete }: Diagnosis) {
 
 const countOf = (number: number, word: string) => `${number} ${word}${number === 1 ? '' : 's'}`;
 
-if (task === 'doctor') process.exitCode = await runDoctor(process.argv.slice(3));
+if (task === 'doctor') {
+  // Nobody reads on, as behind `| head`.
+  process.stdout.on('error', () => process.exit());
+  process.exitCode = await runDoctor(process.argv.slice(3));
+}
 
 // The doctor's own tests: a faulty server for each finding, and healthy ones.
 
@@ -2956,9 +2967,9 @@ describe('The doctor: healthy servers have no finding', () => {
         const timer = setInterval(() => {
           const count = (missing.get(stream) ?? 0) + 1;
           missing.set(stream, count);
-          if (count > 20) stream.end();
+          if (count > 5) stream.end();
           else stream.write('data: {"jsonrpc":"2.0","id":"p","method":"ping"}\n\n');
-        }, 20);
+        }, 100);
         stream.on('close', () => clearInterval(timer));
       },
       answer: (message, stream, post) => {
@@ -2969,7 +2980,7 @@ describe('The doctor: healthy servers have no finding', () => {
         }
       },
     });
-    await expectFindings(`${await serve(t, server)}/sse`, [], { watch: 900 });
+    await expectFindings(`${await serve(t, server)}/sse`, [], { watch: 1_600 });
   });
 
   test('a proxy that fails once', async (t) => {
@@ -3412,7 +3423,8 @@ describe('The doctor: the endpoint and the session', () => {
       answer: (message, _stream, post) => {
         post.writeHead(202).end();
         if (message.id === undefined || !message.method) return;
-        for (const stream of streams) sendEvent(stream, 'message', JSON.stringify(replyByHand(message)));
+        const reply = JSON.stringify(replyByHand(message));
+        for (const stream of streams) sendEvent(stream, 'message', reply);
       },
     });
     await expectFindings(`${await serve(t, server)}/sse`, ['shared-server']);
@@ -3447,7 +3459,9 @@ describe('The doctor: the endpoint and the session', () => {
 describe('The doctor: messages and time', () => {
   test('reply-lost: the reply comes in the body of the POST', async (t) => {
     const url = await serve(t, byHand({
-      answer: (message, _stream, post) => post.writeHead(200).end(JSON.stringify(replyByHand(message))),
+      answer: (message, _stream, post) => {
+        post.writeHead(200).end(JSON.stringify(replyByHand(message)));
+      },
     }));
     const { told } = await expectFindings(`${url}/sse`, ['reply-lost'], HURRIED);
     assert.match(told, /POST's own body/);
@@ -3626,7 +3640,7 @@ describe('The doctor: bounds and the raw client', () => {
   test('a server that drips its answers', async (t) => {
     const url = await serve(t, (req, res) => {
       res.writeHead(404);
-      if (req.url !== '/sse') return res.end();
+      if (req.method !== 'GET' || req.url !== '/sse') return res.end();
       const timer = setInterval(() => res.write('drip '), 20);
       return res.on('close', () => clearInterval(timer));
     });
@@ -3657,6 +3671,16 @@ describe('The doctor: bounds and the raw client', () => {
     });
     await expectFindings(`${url}/sse`, ['reply-lost']);
     assert.ok(requests <= 60, `${requests} requests`);
+  });
+
+  test('an id that needs no escape in a URL is not shown either', async (t) => {
+    const url = await serve(t, routes((_req, res) => {
+      res.writeHead(200, { 'content-type': 'text/event-stream' });
+      res.write('event: endpoint\ndata: /messages?v=1&sessionId=$(abc)+[def]%21\n\n');
+    }, (_req, res) => res.writeHead(404).end('Session not found')));
+    const { told } = await expectFindings(`${url}/sse`, ['id-not-filed']);
+    assert.match(told, /sessionId=\$\(abc\)\S*…/);
+    assert.doesNotMatch(told, /def/);
   });
 
   test('a server that limits the number of requests', async (t) => {
@@ -3698,8 +3722,9 @@ describe('The doctor: bounds and the raw client', () => {
     await expectFindings(`${url}/sse`, []);
     assert.ok(methods.length <= 60, `${methods.length} requests`);
     assert.ok(mostStreams <= 12, `${mostStreams} streams`);
-    const allowed = ['GET', 'This is not JSON.', 'initialize', 'notifications/initialized', 'ping', 'tools/list'];
-    assert.deepEqual([...new Set(methods)].toSorted(), allowed.toSorted());
+    assert.deepEqual([...new Set(methods)].toSorted(), [
+      'GET', 'This is not JSON.', 'initialize', 'notifications/initialized', 'ping', 'tools/list',
+    ]);
   });
 
   test('openStream() shows what is on the wire', async (t) => {
