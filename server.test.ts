@@ -1369,6 +1369,10 @@ async function runSlowHook(t: TestContext, code: string, changes: Record<string,
 
 // ==== From here on, delete what you do not need: the doctor ===================================
 
+// Read it in this order: FINDINGS is all that the doctor can say; `examine` lists the checks as
+// they follow each other; the checks themselves come in the same order, and then the command line.
+// Its tests have a faulty server for each finding, and healthy servers for none.
+
 import { randomBytes, randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
@@ -2100,34 +2104,41 @@ async function checkMessages(visit: Visit, first: EventStream) {
 async function explainTrouble(
   visit: Visit, stream: EventStream, outcome: Outcome, isFirst: boolean,
 ): Promise<boolean> {
-  const { trouble, seen } = outcome;
   // A stream that ends by itself takes its session along: the end is the cause, if there is one.
-  if (trouble === 'refused') await stream.waitFor(() => undefined, visit.limits.pause);
-  if (trouble === 'refused' && !stream.ended) {
-    return explainRefusal(visit, stream, outcome, isFirst);
-  }
-  if (trouble === 'lost' && outcome.answer.code === 'TIMEOUT') {
-    if (await isBusy(visit)) {
-      const busy = 'while a stream is open, the server answers nothing else';
-      accuse(visit, 'reply-lost', `${seen}; ${busy}`);
-      return false;
-    }
-    const { endpoint = stream.url } = stream;
-    visit.unknown ??= await postUnknown(visit, endpoint);
-    if (visit.unknown?.code === 'TIMEOUT') return explainUnknown(visit, '-', outcome);
-  }
-  // A web site beside the server may answer each POST with its own page.
-  if (trouble === 'lost' && await findPrefix(visit, stream, outcome)) return true;
-  if (isFirst) return true;
+  if (outcome.trouble === 'refused') await stream.waitFor(() => undefined, visit.limits.pause);
+  if (stream.ended && isFirst) return true;
+  if (stream.ended) return explainEarlyEnd(visit, stream, outcome);
+  if (outcome.trouble === 'refused') return explainRefusal(visit, stream, outcome, isFirst);
+  return explainLoss(visit, stream, outcome, isFirst);
+}
+
+function explainEarlyEnd(visit: Visit, stream: EventStream, { seen }: Outcome) {
   const lived = Date.now() - stream.openedAt;
-  if (trouble === 'lost') {
-    accuse(visit, 'reply-lost', seen);
-  } else if (lived < 3 * visit.limits.pause) {
+  if (lived < 3 * visit.limits.pause) {
     accuse(visit, 'removed-early', `The stream ends by itself after its endpoint event; ${seen}`);
   } else {
     accuse(visit, 'cut-off', `The stream ended by itself after ${seconds(lived)}`);
   }
   return false;
+}
+
+/** A message was taken, or not even answered, and no reply came. */
+async function explainLoss(
+  visit: Visit, stream: EventStream, outcome: Outcome, isFirst: boolean,
+) {
+  const { answer, seen } = outcome;
+  const isUnanswered = answer.code === 'TIMEOUT';
+  const isBusy = isUnanswered && !await answersBeside(visit);
+  if (isUnanswered && !isBusy) {
+    const { endpoint = stream.url } = stream;
+    visit.unknown ??= await postUnknown(visit, endpoint);
+    if (visit.unknown?.code === 'TIMEOUT') return explainUnknown(visit, '-', outcome);
+  }
+  // A web site beside the server may answer each POST with its own page.
+  if (await findPrefix(visit, stream, outcome)) return true;
+  const busy = isBusy ? '; while a stream is open, the server answers nothing else' : '';
+  if (!isFirst) accuse(visit, 'reply-lost', seen + busy);
+  return isFirst;
 }
 
 // What servers say of a valid message whose body somebody else has read.
@@ -2137,10 +2148,10 @@ const BODY_TEXTS = [
 ];
 
 /** A server that takes one request at a time answers nothing else beside an open stream. */
-async function isBusy(visit: Visit) {
+async function answersBeside(visit: Visit) {
   const nowhere = beside(visit.url, `/nowhere-${randomUUID()}`, '');
   const { code } = await ask(nowhere, requestOptions(visit));
-  return code === 'TIMEOUT';
+  return code !== 'TIMEOUT';
 }
 
 // With these, a server or a proxy speaks of the path, the body or itself, and not of a session.
@@ -2804,9 +2815,8 @@ function byHand(fault: ByHand = {}): Handler {
     const message = JSON.parse(body) as Message;
     if (fault.answer) return fault.answer(message, stream, res);
     res.writeHead(202).end();
-    if (message.id !== undefined && message.method) {
-      sendEvent(stream, eventName, JSON.stringify(replyByHand(message)), fault.lineEnd);
-    }
+    if (message.id === undefined || !message.method) return;
+    sendEvent(stream, eventName, JSON.stringify(replyByHand(message)), fault.lineEnd);
   }
   return (req, res) => (req.method === 'GET' ? open(req, res) : post(req, res));
 }
@@ -3634,9 +3644,9 @@ function pythonLike(): Handler {
   });
 }
 
-// ---- Bounds and the raw client ---------------------------------------------------------------
+// ---- Bounds, the raw client and the command line ---------------------------------------------
 
-describe('The doctor: bounds and the raw client', () => {
+describe('The doctor: bounds, the raw client and the command line', () => {
   test('a server that drips its answers', async (t) => {
     const url = await serve(t, (req, res) => {
       res.writeHead(404);
@@ -3767,11 +3777,7 @@ describe('The doctor: bounds and the raw client', () => {
     }));
     assert.deepEqual(seen, []);
   });
-}, { concurrency: 10 });
 
-// ---- The command line ------------------------------------------------------------------------
-
-describe('The doctor: the command line', () => {
   async function run(t: TestContext, args: string[]) {
     const command = ['server.test.ts', 'doctor', ...args];
     const { exit, lines } = runNode(t, command, {}, import.meta.dirname);
