@@ -2389,12 +2389,28 @@ async function checkTogether(visit: Visit, first: EventStream) {
   const fresh = await connect(visit);
   const alone = fresh.endpoint ? await exchange(visit, fresh) : undefined;
   const again = alone && !alone.trouble ? await tryTogether(visit, fresh) : trouble;
+  if (again?.ended && await isCutAlone(visit, again.ended)) return;
   if (again) return accuse(visit, 'shared-server', again.seen);
   if (!name) note(visit, `${trouble.seen}; a second try went well.`);
 }
 
+type Together = { seen: string; isRefusal: boolean; ended?: EventStream };
+
+/** Whether a stream that is alone ends after the same time: then no other session has ended it. */
+async function isCutAlone(visit: Visit, ended: EventStream) {
+  const lived = Date.now() - ended.openedAt;
+  closeStreams(visit);
+  const alone = await connect(visit);
+  await alone.waitFor(() => undefined, lived + visit.limits.pause);
+  if (!alone.endpoint || !alone.ended) return false;
+  const again = seconds(Date.now() - alone.openedAt);
+  const seen = `The stream ended by itself after ${seconds(lived)}, and one alone after ${again}`;
+  accuse(visit, 'cut-off', seen);
+  return true;
+}
+
 /** What goes wrong with a session while a second one is open beside it. */
-async function tryTogether(visit: Visit, first: EventStream) {
+async function tryTogether(visit: Visit, first: EventStream): Promise<Together | undefined> {
   const second = await connect(visit);
   if (!second.endpoint) {
     const text = `With one stream open, a second one fails: ${seenOf(visit, second)}`;
@@ -2411,11 +2427,13 @@ async function tryTogether(visit: Visit, first: EventStream) {
   const isStray = last.id !== undefined && other.replies.has(last.id);
   const stray = isStray ? "; the reply came on the other session's stream" : '';
   const seen = `With two streams open, the ${whose} session fails: ${last.seen}${stray}`;
-  return { seen, isRefusal: last.trouble === 'refused' };
+  const isRefusal = last.trouble === 'refused';
+  const ended = [first, second].find((stream) => stream.ended);
+  return ended ? { seen, isRefusal, ended } : { seen, isRefusal };
 }
 
 /** Each request has an id of its own, so the same one on both streams is somebody else's. */
-function findStrays(first: EventStream, second: EventStream) {
+function findStrays(first: EventStream, second: EventStream): Together | undefined {
   const isOnBoth = [...second.replies.keys()].some((id) => first.replies.has(id));
   if (!isOnBoth) return undefined;
   return { seen: 'With two streams open, each reply comes on both of them', isRefusal: false };
@@ -2932,7 +2950,7 @@ describe('The doctor: healthy servers have no finding', () => {
         setTimeout(() => stream.write(reply), 30);
       },
     });
-    const options = { watch: 300, shortestSilence: 100 };
+    const options = { watch: 1_200, shortestSilence: 100 };
     await expectFindings(`${await serve(t, server)}/sse`, [], options);
   });
 
@@ -3551,6 +3569,16 @@ describe('The doctor: messages and time', () => {
     await expectFindings(`${url}/sse`, ['cut-off'], { watch: 3_000 });
   });
 
+  test('cut-off: a limit that strikes while other things are looked at', async (t) => {
+    const good = sdkServer();
+    const url = await serve(t, async (req, res) => {
+      await sleep(40);
+      if (req.method === 'GET') setTimeout(() => res.destroy(), 450).unref();
+      await good(req, res);
+    });
+    await expectFindings(`${url}/sse`, ['cut-off']);
+  });
+
   test('removed-early: an idle timer that strikes while the stream is watched', async (t) => {
     const transports: Transports = new Map();
     const timers = new Map<string, NodeJS.Timeout>();
@@ -3558,12 +3586,12 @@ describe('The doctor: messages and time', () => {
     const url = await serve(t, routes(async (req, res) => {
       await open(req, res);
       const [id = ''] = [...transports.keys()].slice(-1);
-      timers.set(id, setTimeout(() => transports.delete(id), 700).unref());
+      timers.set(id, setTimeout(() => transports.delete(id), 1_000).unref());
     }, async (req, res) => {
       timers.get(idOf(req))?.refresh();
       await sdkPost(transports)(req, res);
     }));
-    await expectFindings(`${url}/sse`, ['removed-early'], { watch: 900 });
+    await expectFindings(`${url}/sse`, ['removed-early'], { watch: 1_300 });
   });
 
   test('silent-stream: no byte for the time watched', async (t) => {
