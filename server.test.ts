@@ -2270,7 +2270,8 @@ async function tellApart(
     marks.push(await markPosts(visit));
   }
   const isShownAgain = marks.some((text) => text.includes('-'));
-  const name = isShownAgain ? nameOfMarks([before, ...marks], ifNoneIsTaken) : undefined;
+  const telling = [before, ...marks].filter((text) => text !== '');
+  const name = isShownAgain ? nameOfMarks(telling, ifNoneIsTaken) : undefined;
   if (name === 'filed-late') visit.settle = visit.limits.pause;
   if (name) {
     const order = marks.map(describeMarks).join('; on another one, ');
@@ -2312,6 +2313,8 @@ async function markPosts(visit: Visit) {
     const message = count === 0 ? initialize() : pingMessage();
     const answer = await stream.post(message, { limit });
     heedLimit(answer);
+    // What is refused after the stream's own end says nothing.
+    if (stream.ended) break;
     const isRead = isBodyRead(answer.text);
     if (isRead) accuse(visit, 'body-already-read', describeAnswer('POST', visit.url, answer));
     marks += isTaken(answer) || isRead ? '+' : '-';
