@@ -2393,11 +2393,18 @@ async function checkTogether(visit: Visit, first: EventStream) {
   const alone = fresh.endpoint ? await exchange(visit, fresh) : undefined;
   const again = alone && !alone.trouble ? await tryTogether(visit, fresh) : trouble;
   if (again?.ended && await isCutAlone(visit, again.ended)) return;
-  if (again) return accuse(visit, 'shared-server', again.seen);
+  const cause = again?.isMixed ? 'several-processes' : 'shared-server';
+  if (again) return accuse(visit, cause, again.seen);
   if (!name) note(visit, `${trouble.seen}; a second try went well.`);
 }
 
-type Together = { seen: string; isRefusal: boolean; ended?: EventStream };
+type Together = {
+  seen: string;
+  isRefusal: boolean;
+  /** Whether the session that was refused is taken a moment later. */
+  isMixed?: boolean;
+  ended?: EventStream;
+};
 
 /** Whether a stream that is alone ends after the same time: then no other session has ended it. */
 async function isCutAlone(visit: Visit, ended: EventStream) {
@@ -2432,7 +2439,10 @@ async function tryTogether(visit: Visit, first: EventStream): Promise<Together |
   const seen = `With two streams open, the ${whose} session fails: ${last.seen}${stray}`;
   const isRefusal = last.trouble === 'refused';
   const ended = [first, second].find((stream) => stream.ended);
-  return ended ? { seen, isRefusal, ended } : { seen, isRefusal };
+  if (ended) return { seen, isRefusal, ended };
+  const failed = other === second ? first : second;
+  const again = await failed.post(pingMessage(), { limit: visit.limits.refusalLimit });
+  return { seen, isRefusal, isMixed: isRefusal && isTaken(again) };
 }
 
 /** Each request has an id of its own, so the same one on both streams is somebody else's. */
@@ -3847,7 +3857,7 @@ describe('The doctor: bounds, the raw client and the command line', () => {
   test('without findings it says what was checked, without colour, with code 0', async (t) => {
     const { code, out } = await run(t, [`${await serve(t, sdkServer())}/sse`, '--watch', '0.1']);
     assert.equal(code, 0);
-    assert.match(out, /No problem was found\. Checked: .+ From outside, the doctor cannot see memory/);
+    assert.match(out, /No problem was found\. Checked: .+ From outside, the doctor cannot see/);
     assert.doesNotMatch(out, /\u001B/);
   });
 
