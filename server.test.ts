@@ -22,7 +22,7 @@ import net, { type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import type { Readable } from 'node:stream';
+import { Readable } from 'node:stream';
 import { describe as nodeDescribe, test as nodeTest, type TestContext } from 'node:test';
 import { createUnzip } from 'node:zlib';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
@@ -31,7 +31,7 @@ import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js';
 import { SSEServerTransport } from '@modelcontextprotocol/sdk/server/sse.js';
 import { createParser, type EventSourceMessage } from 'eventsource-parser';
 import * as z from 'zod';
-import { createMcpHttpServer, type McpHttpServerOptions, readSettings, type Session } from './server.ts';
+import type { McpHttpServerOptions, Session } from './server.ts';
 
 // ---- Helpers ---------------------------------------------------------------------------------
 
@@ -40,6 +40,11 @@ const START = { PORT: '0' };
 
 /** What is to be done instead of the tests, if an argument says so, such as `doctor`. */
 const [, , task] = process.argv;
+
+// A task such as the doctor does without server.ts, which may be broken just then.
+const withoutServer = {} as typeof import('./server.ts');
+const subject = task === undefined ? await import('./server.ts') : withoutServer;
+const { createMcpHttpServer, readSettings } = subject;
 
 /** The tests of one section; tests that only wait can do so side by side. */
 function describe(name: string, run: () => void | Promise<void>, { concurrency = 1 } = {}) {
@@ -3972,10 +3977,98 @@ describe('The doctor: bounds, the raw client and the command line', () => {
   });
 }, { concurrency: 10 });
 
+// The faults that exercise 3 of the workshop puts into server.ts: to each the name that the doctor
+// gives it, and the changes, each from a text that server.ts holds once.
+type Fault = { what: string; finding: FindingName; changes: Record<string, string> };
+const FAULTS: Record<string, Fault> = {
+  a: {
+    what: 'the transport is filed under an id that the server has made itself',
+    finding: 'id-not-filed',
+    changes: {
+      'const { sessionId } = transport;': 'const sessionId = globalThis.crypto.randomUUID();',
+    },
+  },
+  b: {
+    what: 'the transport is filed only after a look-up that was awaited',
+    finding: 'filed-late',
+    changes: {
+      '    // Stored before connect() sends the id: the client may post as soon as it has read it.\n':
+        '',
+      '    this.transports.set(sessionId, transport);\n': '',
+      '.connect(transport);\n': `.connect(transport);
+      await lookUpUser(req);
+      this.transports.set(sessionId, transport);
+`,
+      '/** Writes a comment: clients': `/** Stands for a look-up in a database. */
+async function lookUpUser(req: IncomingMessage) {
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  return req.socket.remoteAddress;
+}
+
+/** Writes a comment: clients`,
+    },
+  },
+  c: {
+    what: "the transport is removed when the GET request closes, and not when its response does",
+    finding: 'id-not-filed',
+    changes: {
+      '    this.transports.set(sessionId, transport);\n': `    this.transports.set(sessionId, transport);
+    req.resume();
+    req.on('close', () => this.transports.delete(sessionId));
+`,
+    },
+  },
+  d: {
+    what: 'all sessions share one McpServer',
+    finding: 'shared-server',
+    changes: {
+      '  private isShuttingDown = false;\n': `  private isShuttingDown = false;
+  private readonly mcpServer: McpServer;
+`,
+      '    this.options = options;\n': `    this.options = options;
+    this.mcpServer = options.getServer();
+`,
+      'await this.options.getServer().connect(': 'await this.mcpServer.connect(',
+    },
+  },
+  e: {
+    what: 'nothing is written to an idle stream',
+    finding: 'silent-stream',
+    changes: {
+      '/** Writes a comment: clients and proxies give up on a stream that stays silent. */':
+        '/** Looks after a stream that is open. */',
+      "  if (!res.writableEnded) res.write(': keep-alive\\n\\n');\n": '',
+    },
+  },
+};
+
+/** Makes each interval short, so that a keep-alive comes soon. */
+const QUICK = `data:text/javascript,const start = setInterval;
+globalThis.setInterval = (run, ms, ...args) => start(run, Math.min(ms, 150), ...args);`;
+
+describe('The doctor: the faults of the workshop in server.ts', () => {
+  const options = {
+    endpointLimit: 2000, replyLimit: 2000, pause: 300, watch: 1500, shortestSilence: 1000,
+  };
+
+  for (const [letter, { what, finding, changes }] of Object.entries(FAULTS)) {
+    test(`${finding}: ${what} (${letter})`, async (t) => {
+      const { url } = await runServer(t, {}, await copyProject(t, changes), ['--import', QUICK]);
+      await expectFindings(`${url}/sse`, [finding], options);
+    });
+  }
+
+  test('server.ts as it is has none of them', async (t) => {
+    const { url } = await runServer(t, {}, undefined, ['--import', QUICK]);
+    await expectFindings(`${url}/sse`, [], options);
+  });
+}, { concurrency: 8 });
+
 // ==== From here on, delete what you do not need: the tool and its firewall ====================
 
 import type { CallToolResult } from '@modelcontextprotocol/sdk/types.js';
-import { connectFirewall, getServer } from './server.ts';
+
+const { connectFirewall, getServer } = subject;
 
 const API_KEY = 'LUFRPT1-secret+key/==';
 const RIGHTS = /: check PANOS_API_KEY and the XML API rights of its role\.$/;
@@ -4437,182 +4530,3059 @@ function systemInfo(fields: string) {
 
 // ==== From here on, delete what you do not need: the exercises ================================
 
+import { fork } from 'node:child_process';
+import { existsSync, watch } from 'node:fs';
+import { readdir } from 'node:fs/promises';
+import { after, before } from 'node:test';
+import { pathToFileURL } from 'node:url';
+import { isDeepStrictEqual } from 'node:util';
 import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
+import type { Transport } from '@modelcontextprotocol/sdk/shared/transport.js';
+import {
+  CallToolRequestSchema,
+  ErrorCode,
+  type JSONRPCMessage,
+  McpError,
+  type Tool,
+} from '@modelcontextprotocol/sdk/types.js';
 
-interface Workshop {
-  port: number;
-  seconds: number;
-  /** Told where the server is; the tests of the README play the learner here. */
-  learner: (url: string) => unknown;
+// A check talks to the participant's files over sockets. They run in a process of their own, the
+// stage, so that nothing in them can stop the check.
+
+/** What a check throws when something is not there yet: one line, and no stack is shown. */
+class NotYet extends Error {}
+
+function demand(found: unknown, missing: string, seen = ''): asserts found {
+  if (found) return;
+  const [line = ''] = seen.split('\n');
+  throw new NotYet(line ? `${missing} Seen: ${line.slice(0, 300)}` : missing);
 }
 
-/** Serves until the learner has done all the steps, and fails with those that are still missing. */
-async function watchSteps(t: TestContext, steps: string[], workshop: Partial<Workshop>) {
-  const { port = Number(process.env['PORT'] ?? 3000), seconds = 1800, learner } = workshop;
-  const todo = new Set(steps);
-  const events = new EventEmitter();
-  const see = (step: string) => {
-    if (todo.delete(step) && !learner) console.log(`  done: ${step}`);
-    if (todo.size === 0) events.emit('done');
-  };
-  const { server } = createMcpHttpServer({
-    getServer: () => getServer(undefined),
-    hooks: {
-      onSessionStart: (session) => void events.emit('start', session),
-      onSessionEnd: (session) => void events.emit('end', session),
-    },
-  });
-  await once(server.listen(port, '127.0.0.1'), 'listening');
-  t.after(() => {
-    server.close();
-    server.closeAllConnections();
-  });
-  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-  if (!learner) console.log(`Serving on ${url}/sse; to do:\n  ${steps.join('\n  ')}`);
-  const done = once(events, 'done', { signal: AbortSignal.timeout(seconds * 1000) });
-  const finished = done.catch(() => assert.fail(`Still missing: ${[...todo].join('; ')}`));
-  return { server, events, see, finished, start: () => learner?.(url) };
+/** What a request got, for a message. */
+function seenAs({ status, text }: Answer) {
+  return status === 0 ? text : `${status} ${JSON.stringify(text.trim().slice(0, 120))}`;
 }
 
-const exercises: Record<string, (t: TestContext, workshop?: Partial<Workshop>) => Promise<void>> = {
-  async 1(t, workshop = {}) {
-    const steps = ['open a stream', 'POST initialize', 'POST tools/call for the tool', 'end the stream'];
-    const [open = '', initialize = '', call = '', end = ''] = steps;
-    const { events, see, finished, start } = await watchSteps(t, steps, workshop);
-    events.on('start', () => see(open)).on('end', () => see(end));
-    const { handleMessage } = SSEServerTransport.prototype;
-    t.mock.method(SSEServerTransport.prototype, 'handleMessage', function (
-      this: SSEServerTransport,
-      message: { method?: string },
-    ) {
-      if (message?.method === 'initialize') see(initialize);
-      if (message?.method === 'tools/call') see(call);
-      return handleMessage.call(this, message);
-    });
-    start();
-    await finished;
+/** Runs something that cleans up after itself with `t.after()`, as a test does. */
+async function withCleanUp<Result>(run: (t: TestContext) => Promise<Result>) {
+  const cleanUps: (() => unknown)[] = [];
+  const t = { after: (cleanUp: () => unknown) => void cleanUps.unshift(cleanUp) };
+  try {
+    return await run(t as unknown as TestContext);
+  } finally {
+    for (const cleanUp of cleanUps) await cleanUp();
+  }
+}
+
+// ---- The stage -------------------------------------------------------------------------------
+
+type ServerModule = typeof import('./server.ts');
+type ClientModule = {
+  connect: (url: URL) => Promise<{
+    callTool: (name: string) => Promise<CallToolResult>;
+    close: () => Promise<void>;
+  }>;
+};
+type Staged = Awaited<ReturnType<ClientModule['connect']>>;
+
+const staged = {
+  clients: new Map<string, Staged>(),
+  counts: new Map<string, { started: number; ended: number }>(),
+  lastStart: Promise.resolve() as Promise<unknown>,
+};
+
+/** What the stage can be told to do. It answers with the result, or with the error's message. */
+const STAGE = {
+  /** Starts a server.ts as `npm start` does, and returns its URL. */
+  async serve(file: string, env: Record<string, string>) {
+    const start = staged.lastStart.then(() => serveOnStage(file, env));
+    staged.lastStart = start.catch(() => {}); // The environment is one server's at a time.
+    return start;
   },
 
-  async 2(t, workshop = {}) {
-    const steps = [
-      'POST to /messages without an id',
-      'POST with an id that you made up',
-      'POST to a path that is not there',
-      'POST to a session whose stream has ended',
-    ];
-    const [noId = '', madeUp = '', noPath = '', ended = ''] = steps;
-    const { server, events, see, finished, start } = await watchSteps(t, steps, workshop);
-    const gone = new Set<string>();
-    events.on('end', ({ id }: Session) => gone.add(id));
-    server.on('request', ({ method, url = '' }, res) => {
-      res.on('finish', () => {
-        const sessionId = new URLSearchParams(url.split('?')[1]).get('sessionId');
-        if (method !== 'POST') return;
-        if (res.statusCode === 400 && !sessionId) see(noId);
-        if (res.statusCode === 404 && !/^\/messages\/?(\?|$)/.test(url)) see(noPath);
-        else if (res.statusCode === 404) see(gone.has(sessionId ?? '') ? ended : madeUp);
-      });
-    });
-    start();
-    await finished;
-  },
-
-  async 3(t) {
-    const { url } = await runServer(t);
-    const count = async () => {
-      const response = await fetch(`${url}/healthz`);
-      const hint = 'answer it in handleRequest, before the 404';
-      assert.equal(response.status, 200, `GET /healthz answers ${response.status}, not 200: ${hint}`);
-      const { sessions } = JSON.parse(await response.text());
-      return sessions;
+  /**
+   * Starts a server.ts with hooks that count and of which the first is slow. A client of
+   * `?leaving` is gone 20 ms after its request has come.
+   */
+  async serveSlowly(file: string) {
+    const { createMcpHttpServer, getServer } = (await import(file)) as ServerModule;
+    const count = { started: 0, ended: 0 };
+    const hooks = {
+      async onSessionStart() {
+        count.started += 1;
+        await sleep(300);
+      },
+      onSessionEnd() {
+        count.ended += 1;
+      },
     };
-    assert.equal(await count(), 0, 'GET /healthz must say {"sessions":0} when no stream is open');
-    const { close } = await openStream(t, url);
-    await openStream(t, url);
-    await eventually(async () => (await count()) === 2, 'Two open streams, but not {"sessions":2}: count up in onSessionStart');
-    close();
-    await eventually(async () => (await count()) === 1, 'One of two streams has ended, but not {"sessions":1}: count down in onSessionEnd');
-  },
-
-  async 4(t) {
-    const name = 'show_address_objects';
-    const list = async (env: Record<string, string>) => {
-      const client = await connectClient(t, (await startTool(t, env)).url);
-      const tool = (await client.listTools()).tools.find((tool) => tool.name === name);
-      assert.ok(tool, `There is no tool ${name}: register it in getServer`);
-      assert.ok(tool.annotations?.readOnlyHint, 'Its annotations must have readOnlyHint: true');
-      const result = (await client.callTool({ name })) as CallToolResult;
-      const addresses = result.structuredContent?.['addresses'] as { name: string }[] | undefined;
-      assert.ok(Array.isArray(addresses), `It must return {"addresses": […]}, not ${JSON.stringify(result)}`);
-      return { addresses, result };
-    };
-    const sample = await list({});
-    assert.ok(sample.addresses[0]?.name, 'Without a firewall, it must return a sample address with a name');
-    assert.match(JSON.stringify(sample.result.content), /[Ss]ample data/, 'The sample must say that it is one');
-    for (const names of [['web', 'mail'], ['web'], []]) {
-      const entries = names.map((name) => `<entry name="${name}"><fqdn>${name}.example</fqdn></entry>`);
-      const reply = `<response status="success"><result><address>${entries.join('')}</address></result></response>`;
-      const { env, requests } = await startFirewall(t, reply);
-      const { addresses } = await list(env);
-      const asked = Object.fromEntries(new URLSearchParams(requests[0]!.body));
-      assert.equal(asked['type'], 'config', 'It must ask with type=config');
-      assert.equal(asked['action'], 'show', 'action=show is the running configuration, action=get the candidate');
-      assert.match(asked['xpath'] ?? '', /\/address$/, 'Its xpath must end in /address');
-      assert.deepEqual(addresses.map(({ name }) => name), names, `It must return ${names.length} of them as a list`);
-    }
-  },
-
-  async 5(t) {
-    let answer = () => {};
-    const { env } = await startFirewall(t, (_req, res) => {
-      answer = () => void res.end(systemInfo('<hostname>fw</hostname>'));
+    const { server } = createMcpHttpServer({ getServer: () => getServer(undefined), hooks });
+    server.on('request', ({ url, socket }) => {
+      if (url?.endsWith('?leaving')) setTimeout(() => socket.destroy(), 20);
     });
-    const client = await connectClient(t, (await startTool(t, env)).url);
-    const seen: number[] = [];
-    const enough = new EventEmitter();
-    const onprogress = ({ progress }: { progress: number }) => {
-      if (seen.push(progress) === 2) enough.emit('enough');
-    };
-    const result = client.callTool({ name: 'show_system_info' }, undefined, { onprogress });
-    result.catch(() => {}); // if the check fails first, the client goes while it waits
-    await once(enough, 'enough', { signal: AbortSignal.timeout(4000) }).catch(() =>
-      assert.fail(`${seen.length} of 2 progress notifications came in 4 s of a slow call: send one each second`),
-    );
-    answer();
-    assert.equal((await result).isError, undefined, 'The call must still succeed');
-    assert.ok(seen[1]! > seen[0]!, 'Each notification must carry a higher progress than the one before');
+    await once(server.listen(0, '127.0.0.1'), 'listening');
+    const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    staged.counts.set(url, count);
+    return url;
   },
 
-  async 6(t) {
-    const { url, events } = await startTool(t);
-    const client = new Client({ name: 'exercise', version: '1.0.0' });
-    const transport = new StreamableHTTPClientTransport(new URL('/mcp', url));
-    await client.connect(transport).catch((error) => {
-      assert.fail(`A Streamable HTTP client can't connect to /mcp: ${error.message}`);
-    });
-    const { structuredContent } = (await client.callTool({ name: 'show_system_info' })) as CallToolResult;
-    assert.equal(structuredContent?.['hostname'], 'sample-firewall', 'The tool must answer on /mcp as well');
-    await client.close();
-    const rebound = await fetch(`${url}/mcp`, { method: 'POST', headers: { origin: 'http://evil.example' } });
-    assert.equal(rebound.status, 403, 'The check of Host and Origin must come before /mcp too');
-    const started = once(events, 'start');
-    await showSystemInfo(await connectClient(t, url));
-    await started;
+  async count(url: string) {
+    return staged.counts.get(url);
+  },
+
+  /** Lets the intervals run 30 times as fast, so that a check need not wait for a minute. */
+  async hurry() {
+    const start = globalThis.setInterval as typeof setTimeout;
+    const quick = (run: () => void, ms = 0, ...args: []) => {
+      return start(run, ms >= 1000 ? ms / 30 : ms, ...args);
+    };
+    Object.assign(globalThis, { setInterval: quick });
+  },
+
+  /** Connects a client.ts, under a name. */
+  async connect(name: string, file: string, url: string) {
+    const { connect } = (await import(file)) as ClientModule;
+    staged.clients.set(name, await connect(new URL(url)));
+  },
+
+  async call(name: string, tool: string) {
+    const { content, isError } = await clientOnStage(name).callTool(tool);
+    const [first] = content;
+    return { text: first?.type === 'text' ? first.text : '', isError: isError === true };
+  },
+
+  async close(name: string) {
+    await clientOnStage(name).close();
   },
 };
 
-if (task === 'exercise') {
-  const number = process.argv[3] ?? '';
-  const check = exercises[number];
-  void nodeTest(`exercise ${number}`, async (t) => {
-    assert.ok(check, `There is no exercise ${number}, only ${Object.keys(exercises).join(', ')}`);
-    await check(t).catch(({ message }: Error) => {
-      const error = new Error();
-      error.stack = `Not yet: ${message}`;
-      throw error;
-    });
+function clientOnStage(name: string) {
+  const client = staged.clients.get(name);
+  if (!client) throw new Error('it is not connected');
+  return client;
+}
+
+async function serveOnStage(file: string, env: Record<string, string>) {
+  process.env = { ...START, ...env };
+  const { main } = (await import(file)) as ServerModule;
+  const { log } = console;
+  let printed = '';
+  console.log = (...parts: unknown[]) => {
+    printed += `${parts.join(' ')}\n`;
+    log(...parts);
+  };
+  await main();
+  console.log = log;
+  return /GET (http:\/\/[^/]+)/.exec(printed)?.[1];
+}
+
+/**
+ * Lets a stream end while it opens, if its URL has `?slow`, and fail, if it has `?broken`. Over
+ * sockets alone nobody could hit that moment.
+ */
+function disturbStarts() {
+  const { start } = SSEServerTransport.prototype;
+  SSEServerTransport.prototype.start = async function (this: SSEServerTransport) {
+    const { res } = this as unknown as { res: http.ServerResponse };
+    await start.call(this);
+    if (res.req.url?.endsWith('?slow')) await once(res, 'close');
+    if (res.req.url?.endsWith('?broken')) throw new Error('The stream broke while it opened.');
+  };
+}
+
+if (task === 'stage') {
+  process.setMaxListeners(0);
+  disturbStarts();
+  process.on('disconnect', () => process.exit());
+  process.on('message', async ({ id, name, args }: Order) => {
+    const action = STAGE[name] as (...args: unknown[]) => Promise<unknown>;
+    try {
+      process.send?.({ id, result: await action(...args) });
+    } catch (error) {
+      process.send?.({ id, error: String((error as Error).message) });
+    }
   });
 }
+
+type Order = { id: number; name: keyof typeof STAGE; args: unknown[] };
+type Done = { id: number; result?: unknown; error?: string };
+type Stage = Awaited<ReturnType<typeof openStage>>;
+
+/** Starts a stage. It ends with the test or the check. */
+async function openStage(t: TestContext, folder: string) {
+  const child = fork(import.meta.filename, ['stage'], {
+    cwd: folder,
+    execArgv: ['--import', import.meta.resolve('tsx')],
+    env: { PATH: process.env['PATH'] },
+    silent: true,
+  });
+  const kill = () => void child.kill('SIGKILL');
+  process.once('exit', kill);
+  t.after(() => {
+    kill();
+    process.off('exit', kill);
+  });
+  const lines: string[] = [];
+  for (const stream of [child.stdout, child.stderr]) {
+    if (stream) createInterface(stream).on('line', (line) => lines.push(line));
+  }
+  const answers = new EventEmitter().setMaxListeners(0);
+  child.on('message', ({ id, ...done }: Done) => answers.emit(String(id), done));
+  const ended = once(child, 'close').then(() => {
+    return new NotYet(`The process of your file has ended. Seen: ${lastWords(lines)}`);
+  });
+  let orders = 0;
+
+  /** Has the stage do something, for as long as the limit allows. */
+  async function order<
+    Name extends keyof typeof STAGE,
+    Result = Awaited<ReturnType<(typeof STAGE)[Name]>>,
+  >(name: Name, args: Parameters<(typeof STAGE)[Name]>, limit = 10_000): Promise<Result> {
+    orders += 1;
+    const answer = once(answers, String(orders), { signal: AbortSignal.timeout(limit) });
+    child.send({ id: orders, name, args }, () => {}); // If it cannot be sent, the stage has ended.
+    const late = () => new NotYet(`no answer within ${limit / 1000} s`);
+    const outcome = await Promise.race([answer.catch(late), ended]);
+    if (outcome instanceof Error) throw outcome;
+    const [{ result, error }] = outcome as [Done];
+    if (error !== undefined) throw new NotYet(error);
+    return result as Result;
+  }
+
+  /** Why the stage has ended, if it has: a moment later than its connections break. */
+  async function whyEnded() {
+    return Promise.race([ended, sleep(500).then(() => undefined)]);
+  }
+  return { order, lines, whyEnded };
+}
+
+/** What a process said last: the message of an error that ended it, or its last line. */
+function lastWords(lines: string[]) {
+  return lines.find((line) => /^\w*Error\b|^Cannot start/.test(line)) ?? lines.at(-1) ?? 'nothing';
+}
+
+/** Starts the server.ts of this folder as `npm start` does; the settings come from `env`. */
+async function serveFile(stage: Stage, folder: string, env: Record<string, string> = {}) {
+  const url = await stage.order('serve', [fileUrl(folder, 'server.ts'), env]).catch((error) => {
+    throw new NotYet(`server.ts must start as before. Seen: ${error.message}`);
+  });
+  demand(url, 'server.ts must print its line "MCP over HTTP+SSE: GET http://…" as before.');
+  return url;
+}
+
+function fileUrl(folder: string, name: string) {
+  return pathToFileURL(join(folder, name)).href;
+}
+
+/** Waits until something is so; otherwise says what is missing and what was seen last. */
+async function until(
+  look: () => Promise<{ is: boolean; seen: string }>,
+  missing: string,
+  limit = 2000,
+) {
+  const deadline = Date.now() + limit;
+  for (;;) {
+    const { is, seen } = await look();
+    if (is) return;
+    demand(Date.now() < deadline, missing, seen);
+    await sleep(25);
+  }
+}
+
+/** Opens a stream and waits for its endpoint event. */
+async function enter(t: TestContext, url: string, headers: HeaderMap = {}, who = 'A client') {
+  const stream = await openEventStream(`${url}/sse`, { headers, limit: 3000 });
+  t.after(() => stream.close());
+  demand(stream.isEventStream(), `${who} must get a stream from GET /sse.`, seenAs(stream.answer));
+  const endpoint = await stream.waitFor(() => stream.endpoint, 2000);
+  demand(endpoint, `${who} must get an endpoint event as the first one on its stream.`);
+  return stream;
+}
+
+/** Calls a tool on a stream. */
+async function callOn(stream: EventStream, name: string, who = 'A client', limit = 3000) {
+  const { answer, reply } = await stream.request('tools/call', { name, arguments: {} }, limit);
+  demand(isTaken(answer), `${who} called ${name}, and its POST must be taken.`, seenAs(answer));
+  const seen = stream.ended ? 'the stream has ended' : `no reply within ${limit / 1000} s`;
+  demand(reply, `${who} called ${name}, and the reply must come on its own stream.`, seen);
+  return (reply.message.result ?? { content: [], isError: true }) as CallToolResult;
+}
+
+// ---- The checks ------------------------------------------------------------------------------
+
+/** What a check is given: the stage, and the folder with the participant's files. */
+type Check = (t: TestContext, stage: Stage, folder: string) => Promise<void>;
+
+// Exercise 3.
+
+/** A proxy that ends each connection on which nothing has moved for this long. */
+async function startImpatientProxy(t: TestContext, url: string, patience: number) {
+  const { port } = new URL(url);
+  const proxy = net.createServer((socket) => {
+    const upstream = net.connect(Number(port), '127.0.0.1');
+    const end = () => void [socket, upstream].forEach((side) => side.destroy());
+    for (const side of [socket, upstream]) side.on('error', end).on('close', end);
+    upstream.setTimeout(patience, end);
+    socket.pipe(upstream).pipe(socket);
+  });
+  await once(proxy.listen(0, '127.0.0.1'), 'listening');
+  t.after(() => proxy.close());
+  return `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`;
+}
+
+const checkSessions: Check = async (t, stage, folder) => {
+  const url = await stage.order('serveSlowly', [fileUrl(folder, 'server.ts')]);
+  const proxy = await startImpatientProxy(t, url, 2000);
+  const enterAndCall = async (number: number) => {
+    const who = `Client ${number} of three at a time`;
+    const stream = await enter(t, proxy, {}, who);
+    await callOn(stream, 'show_system_info', `${who}, quick as it is,`);
+    return stream;
+  };
+  const [first, second, third] = await Promise.all([
+    enterAndCall(1), enterAndCall(2), enterAndCall(3),
+  ]);
+  const hasty = await enter(t, url, {}, 'A client that leaves at once');
+  hasty.close();
+  first.close();
+  await ask(new URL('/sse?leaving', url));
+  await sleep(300);
+  await isGone(hasty, 'A client left as soon as it had its endpoint event');
+  await isGone(first, 'One of three clients left');
+  await countsOpen(stage, url, 2, 'All clients but two have left');
+  await callOn(second, 'show_system_info', 'A client that stays, after another one has left,');
+  await checkIdleMinute(url, third);
+  second.close();
+  third.close();
+  await countsOpen(stage, url, 0, 'All clients have left');
+};
+
+/** The doctor looks while a client is idle; 2 s are a minute, since the intervals are hurried. */
+async function checkIdleMinute(url: string, idle: EventStream) {
+  const options = { endpointLimit: 2000, replyLimit: 2000, refusalLimit: 2000, pause: 300 };
+  const watched = { ...options, watch: 2500, shortestSilence: 2000 };
+  const [{ findings }] = await Promise.all([diagnose(`${url}/sse`, watched), sleep(2500)]);
+  demand(
+    !idle.ended,
+    'A stream must outlive a proxy that ends what is silent for 60 s (the check lets your '
+      + 'timers run 30 times as fast).',
+    `the stream has ended, with ${idle.comments.length} comments on it`,
+  );
+  await callOn(idle, 'show_system_info', 'A client that was idle for a minute');
+  const [finding] = findings;
+  demand(!finding, 'The doctor must find nothing.', `${finding?.name}: ${finding?.seen}`);
+}
+
+async function isGone(stream: EventStream, what: string) {
+  await until(async () => {
+    const answer = await stream.post(ping(1));
+    return { is: answer.status === 404, seen: seenAs(answer) };
+  }, `${what}: a POST with its id must get 404.`);
+}
+
+/** Compares the hooks' count; each stream that ends has to end once in the hooks too. */
+async function countsOpen(stage: Stage, url: string, open: number, what: string) {
+  await until(async () => {
+    const { started = 0, ended = 0 } = (await stage.order('count', [url])) ?? {};
+    const seen = `${started} calls of onSessionStart and ${ended} of onSessionEnd`;
+    return { is: started - ended === open, seen };
+  }, `${what}, so the hooks must have counted ${open} open sessions.`);
+}
+
+// Exercise 4.
+
+const TOKEN = 'the-token-of-the-workshop';
+const WITH_TOKEN = { authorization: `Bearer ${TOKEN}` };
+
+type Health = { sessions: number; started: number; longestMs: number };
+
+async function askHealth(url: string) {
+  const answer = await ask(new URL('/healthz', url), { limit: 3000 });
+  demand(
+    answer.code !== 'TIMEOUT',
+    'GET /healthz must be answered: each way through route() ends in reply().',
+    seenAs(answer),
+  );
+  demand(
+    answer.status !== 401,
+    'GET /healthz must be answered without a token: who looks after a server seldom has one.',
+    seenAs(answer),
+  );
+  demand(answer.status === 200, 'GET /healthz must be answered with 200.', seenAs(answer));
+  const type = answer.headers['content-type'] ?? '';
+  demand(type.startsWith('application/json'), 'Its Content-Type must be application/json.', type);
+  const [health] = (parseHealth(answer.text) ?? []) as Health[];
+  const isWhole =
+    health &&
+    ['sessions', 'started', 'longestMs'].every((name) => {
+      return typeof health[name as keyof Health] === 'number';
+    });
+  demand(
+    isWhole,
+    'Its body must be {"sessions":…,"started":…,"longestMs":…} with three numbers.',
+    answer.text.trim(),
+  );
+  return health;
+}
+
+function parseHealth(text: string) {
+  try {
+    return [JSON.parse(text) as unknown];
+  } catch {
+    return undefined;
+  }
+}
+
+async function healthIs(url: string, wanted: Partial<Health>, when: string) {
+  await until(
+    async () => {
+      const health = await askHealth(url);
+      const names = Object.keys(wanted) as (keyof Health)[];
+      return {
+        is: names.every((name) => health[name] === wanted[name]),
+        seen: JSON.stringify(health),
+      };
+    },
+    `${when}: GET /healthz must say ${JSON.stringify(wanted).slice(1, -1)}.`,
+  );
+}
+
+const checkHealth: Check = async (t, stage, folder) => {
+  const url = await serveFile(stage, folder, { MCP_TOKEN: TOKEN });
+  await healthIs(url, { sessions: 0, started: 0, longestMs: 0 }, 'No stream was opened yet');
+  const rebound = await ask(new URL('/healthz', url), { headers: { host: 'attacker.example' } });
+  demand(
+    rebound.status === 403,
+    'GET /healthz for a foreign Host must get 403, as any other request: answer it after '
+      + 'isAllowed().',
+    seenAs(rebound),
+  );
+  await checkUncounted(t, url);
+  await checkCounted(t, url);
+};
+
+/** What is no session: a request that was refused, and a stream that failed while it opened. */
+async function checkUncounted(t: TestContext, url: string) {
+  const none = { sessions: 0, started: 0, longestMs: 0 };
+  const sse = new URL('/sse', url);
+  await ask(sse);
+  await ask(sse, { method: 'POST', headers: WITH_TOKEN });
+  await ask(sse, { headers: { ...WITH_TOKEN, host: 'attacker.example' } });
+  await healthIs(url, none, 'Three requests for /sse were refused');
+  await ask(new URL('/sse?broken', url), { headers: WITH_TOKEN });
+  await healthIs(url, none, 'A stream failed while it opened, so no hook was called');
+  const stream = await openEventStream(`${url}/sse?slow`, { headers: WITH_TOKEN });
+  t.after(() => stream.close());
+  await stream.waitFor(() => stream.endpoint, 2000);
+  await healthIs(url, none, 'A stream is still opening, and onSessionStart was not called yet');
+  stream.close();
+  await until(async () => {
+    const { status } = await stream.post(ping(1));
+    return { is: status === 404, seen: String(status) };
+  }, 'A stream ended while it opened: a POST with its id must get 404.');
+  await healthIs(url, none, 'A stream ended while it opened, so no hook was called');
+}
+
+async function checkCounted(t: TestContext, url: string) {
+  const before = Date.now();
+  const first = await enter(t, url, WITH_TOKEN);
+  const openedAt = Date.now();
+  const second = await enter(t, url, WITH_TOKEN);
+  await healthIs(url, { sessions: 2, started: 2 }, 'Two streams are open');
+  await sleep(300);
+  const least = Date.now() - openedAt;
+  first.close();
+  await healthIs(url, { sessions: 1, started: 2 }, 'One of two streams has ended');
+  const most = Date.now() - before;
+  const { longestMs } = await askHealth(url);
+  demand(
+    longestMs >= least - 20 && longestMs <= most + 20,
+    'One session has ended: longestMs must be how '
+      + `many milliseconds it lasted, from ${least} to ${most}.`,
+    String(longestMs),
+  );
+  const shortFrom = Date.now();
+  const short = await enter(t, url, WITH_TOKEN);
+  short.close();
+  await healthIs(url, { sessions: 1, started: 3 }, 'Another session came and went');
+  const isShorter = Date.now() - shortFrom < longestMs; // A busy machine may have kept it longer.
+  if (isShorter) await healthIs(url, { longestMs }, 'A shorter session came and went');
+  await sleep(150);
+  second.close();
+  await healthIs(url, { sessions: 0, started: 3 }, 'All streams have ended');
+  const last = await askHealth(url);
+  demand(
+    last.longestMs > longestMs,
+    'The last session to end was the longest: longestMs must have grown.',
+    JSON.stringify(last),
+  );
+}
+
+// Exercise 5.
+
+const ADDRESS_TOOL = 'show_address_objects';
+const ADDRESS_XPATH =
+  "/config/devices/entry[@name='localhost.localdomain']/vsys/entry[@name='vsys1']/address";
+
+/** A stand-in firewall whose reply can be changed; without one it keeps its callers waiting. */
+async function startChangingFirewall(t: TestContext) {
+  const state: { reply: string | undefined; status: number } = { reply: undefined, status: 200 };
+  const firewall = await startFirewall(t, (_req, res) => {
+    if (state.reply !== undefined) res.writeHead(state.status).end(state.reply);
+  });
+  return { ...firewall, state };
+}
+
+const checkAddresses: Check = async (t, stage, folder) => {
+  const { env, requests, events, state } = await startChangingFirewall(t);
+  const url = await serveFile(stage, folder, env);
+  const stream = await enter(t, url);
+  await checkAddressTool(stream);
+  await checkAddressSample(t, await serveFile(stage, folder));
+  await checkAddressLists(stream, state, requests);
+  await checkAddressErrors(stream, state);
+  state.reply = undefined;
+  await checkEndOfCall(
+    events,
+    'It was cancelled by its client, and',
+    'pass the signal on',
+    async () => {
+      const request = callTool(9_001, ADDRESS_TOOL);
+      await stream.post(request);
+      return () =>
+        stream.post({
+          jsonrpc: '2.0',
+          method: 'notifications/cancelled',
+          params: { requestId: 9_001 },
+        });
+    },
+  );
+  await checkEndOfCall(events, 'Its client left, and', 'pass the signal on', async () => {
+    await stream.post(callTool(9_002, ADDRESS_TOOL));
+    return () => stream.close();
+  });
+};
+
+async function checkAddressTool(stream: EventStream) {
+  const { reply } = await stream.request('tools/list', {}, 3000);
+  const { tools = [] } = (reply?.message.result ?? {}) as { tools?: Tool[] };
+  const names = tools.map(({ name }) => name).join(', ');
+  const tool = tools.find(({ name }) => name === ADDRESS_TOOL);
+  demand(tool, `There must be a tool ${ADDRESS_TOOL}: register it in getServer().`, names);
+  demand(
+    tool.annotations?.readOnlyHint,
+    'Its annotations must say readOnlyHint: true, since it changes nothing.',
+    JSON.stringify(tool.annotations ?? {}),
+  );
+}
+
+async function checkAddressSample(t: TestContext, url: string) {
+  const stream = await enter(t, url);
+  const { structuredContent, content } = await callOn(stream, ADDRESS_TOOL);
+  const [sample] = addressesOf(structuredContent) ?? [];
+  demand(
+    typeof sample?.['name'] === 'string',
+    'Without a firewall, it must return {"addresses": […]} with a sample that has a name.',
+    JSON.stringify(structuredContent ?? content),
+  );
+  demand(
+    /sample data/i.test(JSON.stringify(content)),
+    'Without a firewall, it must say that this is sample data, as show_system_info does.',
+    JSON.stringify(content),
+  );
+}
+
+function addressesOf(structured: Record<string, unknown> | undefined) {
+  const addresses = structured?.['addresses'];
+  return Array.isArray(addresses) ? (addresses as Record<string, unknown>[]) : undefined;
+}
+
+async function checkAddressLists(
+  stream: EventStream,
+  state: { reply: string | undefined },
+  requests: { body: string }[],
+) {
+  const entries = [
+    { name: '0010', fqdn: '0010.example' },
+    { name: 'web', 'ip-netmask': '192.0.2.80/32' },
+  ];
+  for (const wanted of [entries, entries.slice(0, 1), []]) {
+    state.reply = addressReply(wanted);
+    const result = await callOn(stream, ADDRESS_TOOL);
+    checkAddressRequest(requests.at(-1)?.body);
+    const number = ['no address object', 'one address object', 'two address objects'][
+      wanted.length
+    ];
+    demand(
+      isDeepStrictEqual(addressesOf(result.structuredContent), wanted),
+      `The firewall has ${number}: it must return ${JSON.stringify({ addresses: wanted })}.`,
+      JSON.stringify(result.structuredContent ?? result.content),
+    );
+  }
+}
+
+function addressReply(entries: Record<string, string>[]) {
+  const xml = entries.map(({ name, ...fields }) => {
+    const [[field = '', value = ''] = []] = Object.entries(fields);
+    return `<entry name="${name}"><${field}>${value}</${field}></entry>`;
+  });
+  return `<response status="success"><result><address>${xml.join('')}</address></result></response>`;
+}
+
+function checkAddressRequest(body = '') {
+  const { type, action, xpath } = Object.fromEntries(new URLSearchParams(body));
+  demand(type, 'It must ask the firewall, by askFirewall().', 'the firewall got no request');
+  demand(type === 'config', 'It must ask with type=config.', `type=${type}`);
+  demand(
+    action === 'show',
+    'It must ask with action=show: that is the running configuration, and get the candidate.',
+    `action=${action}`,
+  );
+  demand(xpath === ADDRESS_XPATH, 'It must ask with the xpath of the exercise.', `xpath=${xpath}`);
+}
+
+async function checkAddressErrors(stream: EventStream, state: { reply: string | undefined }) {
+  state.reply = '<response status="error" code="403"><msg><line>No right</line></msg></response>';
+  const result = await callOn(stream, ADDRESS_TOOL);
+  const seen = JSON.stringify(result.structuredContent ?? result.content);
+  demand(
+    result.isError,
+    'The firewall refused the call: the tool must fail, and not return a result.',
+    seen,
+  );
+  demand(
+    seen.includes('No right'),
+    "The firewall refused the call: the error must hold the firewall's own "
+      + 'words, as askFirewall() gives them.',
+    seen,
+  );
+}
+
+/** Starts a call that the firewall never answers, ends it, and waits until the firewall knows. */
+async function checkEndOfCall(
+  events: EventEmitter,
+  what: string,
+  cure: string,
+  start: () => Promise<() => unknown>,
+) {
+  const signal = AbortSignal.timeout(3000);
+  const asked = once(events, 'request', { signal });
+  const end = await start();
+  const [, res] = await asked.catch(() => [undefined, undefined]);
+  demand(res, 'A call must ask the firewall.', 'the firewall got no request within 3 s');
+  const closed = once(res as http.ServerResponse, 'close', { signal: AbortSignal.timeout(2000) });
+  closed.catch(() => {});
+  await end();
+  const isClosed = await closed.then(
+    () => true,
+    () => false,
+  );
+  demand(
+    isClosed,
+    `${what} the call to the firewall must end too: ${cure}.`,
+    'the firewall was still being asked 2 s later',
+  );
+}
+
+// Exercise 6.
+
+/** A server behind a front that can take it away, and answer 502 meanwhile or nothing at all. */
+async function startShakyServer(t: TestContext, folder: string, absence: 'drop' | '502') {
+  const { createMcpHttpServer } = (await import(fileUrl(folder, 'server.ts'))) as ServerModule;
+  const events = new EventEmitter();
+  const calls: string[] = [];
+  const open = new Set<string>();
+  const hooks = {
+    onSessionStart: ({ id }: Session) => void open.add(id),
+    onSessionEnd: ({ id }: Session) => void open.delete(id),
+  };
+  const getServer = () => getShakyTools(events, calls);
+  let backend: ReturnType<typeof createMcpHttpServer> | undefined;
+  const front = http.createServer((req, res) => {
+    if (backend) return void backend.server.emit('request', req, res);
+    events.emit('missed', req.method);
+    if (absence === 'drop') return void req.socket.destroy();
+    return void res.writeHead(502).end('Bad gateway');
+  });
+  function comeBack() {
+    backend = createMcpHttpServer({ getServer, hooks });
+  }
+  function goAway() {
+    backend = undefined;
+    front.closeAllConnections();
+  }
+  comeBack();
+  await once(front.listen(0, '127.0.0.1'), 'listening');
+  t.after(() => void front.close().closeAllConnections());
+  const url = `http://127.0.0.1:${(front.address() as AddressInfo).port}/sse`;
+  return { url, events, calls, open, comeBack, goAway };
+}
+
+function getShakyTools(events: EventEmitter, calls: string[]) {
+  const info = { name: 'shaky', version: '1.0.0' };
+  const { server } = new McpServer(info, { capabilities: { tools: {} } });
+  const answer = (text: string) => ({ content: [{ type: 'text' as const, text }] });
+  server.setRequestHandler(CallToolRequestSchema, async ({ params: { name } }, { signal }) => {
+    calls.push(name);
+    events.emit(name);
+    if (name === 'count') return answer('counted');
+    if (name === 'fail') return { ...answer('There is no such address.'), isError: true };
+    if (name !== 'slow') throw new McpError(ErrorCode.InvalidParams, `There is no tool ${name}`);
+    const isFirst = calls.filter((other) => other === 'slow').length === 1;
+    if (isFirst) await once(signal, 'abort');
+    return answer('done at last');
+  });
+  return { connect: (transport: Transport) => server.connect(transport) } as McpServer;
+}
+
+type Shaky = Awaited<ReturnType<typeof startShakyServer>>;
+type Caller = (tool: string, limit: number) => Promise<{ text: string; isError: boolean }>;
+
+const CLIENT_FILE = 'my-client.ts';
+
+/** What `my-client.ts` is at first: a client that does not survive. */
+const CLIENT_START = `import { Client } from '@modelcontextprotocol/sdk/client/index.js';
+import { SSEClientTransport } from '@modelcontextprotocol/sdk/client/sse.js';
+import type { CallToolResult } from '@modelcontextprotocol/sdk/types.js';
+
+/** The check of exercise 6 calls this once, and then callTool() before and after a restart. */
+export async function connect(url: URL) {
+  const client = await openClient(url);
+  return {
+    async callTool(name: string) {
+      return (await client.callTool({ name })) as CallToolResult;
+    },
+    async close() {
+      await client.close();
+    },
+  };
+}
+
+async function openClient(url: URL) {
+  const client = new Client({ name: 'my-client', version: '1.0.0' });
+  await client.connect(new SSEClientTransport(url));
+  return client;
+}
+`;
+
+const checkClient: Check = async (t, stage, folder) => {
+  const source = existsSync(join(folder, '.workshop/server.ts'))
+    ? join(folder, '.workshop')
+    : folder;
+  const modes = ['drop', '502'] as const;
+  await Promise.all(modes.map((mode) => checkRestarts(t, stage, folder, source, mode)));
+};
+
+async function checkRestarts(
+  t: TestContext,
+  stage: Stage,
+  folder: string,
+  source: string,
+  mode: 'drop' | '502',
+) {
+  const shaky = await startShakyServer(t, source, mode);
+  const name = `${folder} ${mode}`;
+  const file = fileUrl(folder, CLIENT_FILE);
+  await stage.order('connect', [name, file, shaky.url], 3000).catch(({ message }) => {
+    throw new NotYet(`connect(url) of ${CLIENT_FILE} must connect. Seen: ${message}`);
+  });
+  const call: Caller = async (tool, limit) => await stage.order('call', [name, tool], limit);
+  const { text } = await call('count', 3000).catch(
+    failAs('A call before any restart must succeed.'),
+  );
+  demand(text === 'counted', 'callTool() must return the result of the tool.', text);
+  await checkInFlight(shaky, call, mode);
+  const returnedAt = Date.now();
+  if (mode === 'drop') await checkIdleRestart(shaky, call);
+  await checkFailure(shaky, call);
+  await checkStreamsLeft(shaky, returnedAt);
+  await stage.order('close', [name], 3000).catch(failAs('close() must end the client.'));
+  await until(
+    async () => ({ is: shaky.open.size === 0, seen: `${shaky.open.size} streams` }),
+    'After close() the client must have no open stream.',
+  );
+}
+
+async function checkStreamsLeft(shaky: Shaky, returnedAt: number) {
+  // The SDK's client, if it is left open, tries again 3 s after its stream has ended.
+  await sleep(returnedAt + 3500 - Date.now());
+  await until(
+    async () => ({ is: shaky.open.size === 1, seen: `${shaky.open.size} streams` }),
+    'The client must have one open stream: close the client that you replace, and one whose '
+      + 'connect() has failed, which goes on trying.',
+  );
+}
+
+function failAs(missing: string) {
+  return ({ message }: Error) => {
+    throw new NotYet(`${missing} Seen: ${message}`);
+  };
+}
+
+/** The server goes while a call is on its way, and comes back. */
+async function checkInFlight(shaky: Shaky, call: Caller, mode: 'drop' | '502') {
+  const arrived = once(shaky.events, 'slow');
+  const where =
+    mode === 'drop'
+      ? 'The server was killed'
+      : 'The server was killed behind a proxy that answers 502 meanwhile,';
+  const missing = `${where} while a call was on its way, and has come back: the call must be tried again.`;
+  const result = call('slow', 10_000).catch(failAs(missing));
+  result.catch(() => {});
+  await Promise.race([arrived, result]);
+  const missed = once(shaky.events, 'missed', { signal: AbortSignal.timeout(4000) }).catch(
+    () => {},
+  );
+  shaky.goAway();
+  if (mode === '502') await missed;
+  await sleep(700);
+  shaky.comeBack();
+  const late = sleep(4500).then(() => undefined);
+  const done = await Promise.race([result, late]);
+  demand(done, missing, 'no result within 4.5 s of its return');
+  demand(done.text === 'done at last', missing, done.text);
+  const times = shaky.calls.filter((tool) => tool === 'slow').length;
+  demand(times === 2, 'The call must be tried again once.', `the tool was called ${times} times`);
+}
+
+/** The server goes and comes back while nothing is called. */
+async function checkIdleRestart(shaky: Shaky, call: Caller) {
+  shaky.goAway();
+  await sleep(300);
+  shaky.comeBack();
+  const { text } = await call('count', 4500).catch(
+    failAs('The server was killed and has come back: the next call must succeed.'),
+  );
+  demand(
+    text === 'counted',
+    'The server was killed and has come back: the next call must succeed.',
+    text,
+  );
+}
+
+/** An error of the tool is an answer: it is not to be tried again. */
+async function checkFailure(shaky: Shaky, call: Caller) {
+  const before = shaky.calls.length;
+  const outcome = await call('fail', 3000).then(
+    ({ text }) => text,
+    ({ message }: Error) => message,
+  );
+  const times = shaky.calls.length - before;
+  demand(
+    times === 1,
+    'A tool answered with an error: that is an answer, and must not be tried again.',
+    `the tool was called ${times} times`,
+  );
+  demand(outcome.includes('no such address'), "A tool's error must reach the caller.", outcome);
+  const unknown = await call('unknown', 3000).then(
+    ({ text }) => text,
+    ({ message }: Error) => message,
+  );
+  demand(
+    unknown.includes('no tool unknown'),
+    'The server says that there is no such tool: that is an answer too, and must reach the caller.',
+    unknown,
+  );
+}
+
+// Exercise 7.
+
+const checkMcp: Check = async (t, stage, folder) => {
+  const { env, events, state } = await startChangingFirewall(t);
+  const url = await serveFile(stage, folder, { ...env, MCP_TOKEN: TOKEN });
+  await checkGuards(url);
+  state.reply = systemInfo('<hostname>fw</hostname>');
+  await checkCallsTogether(t, url);
+  state.reply = undefined;
+  const cure = 'close what you made for the request, when its response closes';
+  await checkEndOfCall(events, 'A client of /mcp left during a call, and', cure, async () => {
+    const signal = new AbortController();
+    postMcp(url, callTool(1, 'show_system_info'), signal.signal);
+    return () => signal.abort();
+  });
+  state.reply = systemInfo('<hostname>fw</hostname>');
+  const stream = await enter(t, url, WITH_TOKEN, 'A client of SSE, which goes on as before,');
+  const { structuredContent } = await callOn(stream, 'show_system_info', 'A client of SSE');
+  demand(structuredContent?.['hostname'] === 'fw', 'The tool must go on to answer on /sse.');
+};
+
+async function checkCallsTogether(t: TestContext, url: string) {
+  const clients = await Promise.all([connectMcp(t, url), connectMcp(t, url)]);
+  const callOnce = async (client: Client) => {
+    const timeout = { timeout: 3000 };
+    const result = await client.callTool({ name: 'show_system_info' }, undefined, timeout);
+    return result.structuredContent as Record<string, unknown> | undefined;
+  };
+  const calls = clients.flatMap((client) => [callOnce(client), callOnce(client), callOnce(client)]);
+  const results = await Promise.all(calls).catch(({ message }: Error) => {
+    throw new NotYet(
+      `Two clients made three calls each on /mcp at a time: each must succeed. Seen: ${message}`,
+    );
+  });
+  demand(
+    results.every((result) => result?.['hostname'] === 'fw'),
+    'The tool must answer on /mcp as it does on /sse.',
+    JSON.stringify(results.find((result) => result?.['hostname'] !== 'fw') ?? {}),
+  );
+}
+
+/** A bare POST, which is not waited for. */
+function postMcp(url: string, message: object, signal: AbortSignal) {
+  const headers = { ...WITH_TOKEN, ...MCP_HEADERS };
+  const settings = { method: 'POST', headers, signal, agent: false as const };
+  const request = http.request(`${url}/mcp`, settings, (res) => res.resume().on('error', () => {}));
+  request.on('error', () => {}).end(JSON.stringify(message));
+}
+
+const MCP_HEADERS = {
+  'content-type': 'application/json',
+  accept: 'application/json, text/event-stream',
+};
+
+async function checkGuards(url: string) {
+  const body = JSON.stringify(INITIALIZE_MCP);
+  const mcp = new URL('/mcp', url);
+  const post = (headers: HeaderMap) => {
+    return ask(mcp, { method: 'POST', headers: { ...MCP_HEADERS, ...headers }, body, limit: 3000 });
+  };
+  const known = await post(WITH_TOKEN);
+  demand(known.status !== 404, 'There must be a path /mcp.', seenAs(known));
+  demand(
+    known.status === 200,
+    'POST /mcp with `initialize` and the token must get 200.',
+    seenAs(known),
+  );
+  const foreign = await post({ ...WITH_TOKEN, origin: 'http://attacker.example' });
+  demand(
+    foreign.status === 403,
+    'A request of a foreign Origin for /mcp must get 403: look at the path after isAllowed().',
+    seenAs(foreign),
+  );
+  const bare = await post({});
+  demand(
+    bare.status === 401,
+    'A request without a token for /mcp must get 401: look at the path after isAuthorized().',
+    seenAs(bare),
+  );
+}
+
+const INITIALIZE_MCP = {
+  jsonrpc: '2.0',
+  id: 1,
+  method: 'initialize',
+  params: {
+    protocolVersion: '2025-03-26',
+    capabilities: {},
+    clientInfo: { name: 'workshop', version: '1.0.0' },
+  },
+};
+
+async function connectMcp(t: TestContext, url: string) {
+  const client = new Client({ name: 'workshop', version: '1.0.0' });
+  const requestInit = { headers: WITH_TOKEN };
+  const transport = new StreamableHTTPClientTransport(new URL('/mcp', url), { requestInit });
+  t.after(() => client.close());
+  await client.connect(transport, { timeout: 3000 }).catch(({ message }: Error) => {
+    throw new NotYet(
+      `A client of Streamable HTTP must be able to connect to /mcp. Seen: ${message}`,
+    );
+  });
+  return client;
+}
+
+// Exercises 1 and 2 are done by hand. The check is the server too, and watches.
+
+type ByHandOptions = {
+  folder: string;
+  print: (line: string) => void;
+  /** Begins to read the lines that the participant types. */
+  readLines: () => AsyncIterable<string>;
+  port: number;
+  seconds: number;
+  /** Told where the server is; the tests play the participant here. */
+  learner?: (url: string) => unknown;
+};
+
+/** Serves the server.ts that came with the folder, and shows each answer as it goes out. */
+async function serveByHand(
+  t: TestContext,
+  options: ByHandOptions,
+  watchers: {
+    onEnd: (session: Session) => void;
+    onStart?: (session: Session) => void;
+    onAnswer: (req: http.IncomingMessage, status: number, text: string) => void;
+  },
+) {
+  const { folder, port } = options;
+  const kept = join(folder, KEPT);
+  const source = existsSync(join(kept, 'server.ts')) ? kept : folder;
+  const { createMcpHttpServer, getServer } = (await import(
+    fileUrl(source, 'server.ts')
+  )) as ServerModule;
+  const hooks = {
+    onSessionStart: (session: Session) => watchers.onStart?.(session),
+    onSessionEnd: watchers.onEnd,
+  };
+  const { server } = createMcpHttpServer({ getServer: () => getServer(undefined), hooks });
+  server.prependListener('request', (req, res) => {
+    const { end } = res;
+    res.end = (...args: unknown[]) => {
+      watchers.onAnswer(req, res.statusCode, String(args[0] ?? '').trim());
+      return end.apply(res, args as Parameters<typeof end>);
+    };
+  });
+  await listenByHand(server, port);
+  t.after(() => void server.close().closeAllConnections());
+  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+}
+
+async function listenByHand(server: http.Server, port: number) {
+  const listening = once(server.listen(port, '127.0.0.1'), 'listening');
+  await listening.catch(({ code, message }: NodeJS.ErrnoException) => {
+    const inUse = `Port ${port} is in use: stop \`npm start\` with Ctrl-C in its terminal, then start this again.`;
+    throw new NotYet(code === 'EADDRINUSE' ? inUse : `Port ${port} cannot be used: ${message}.`);
+  });
+}
+
+/** Waits for what is to be done by hand. */
+async function waitByHand(done: EventEmitter, seconds: number, missing: () => string) {
+  const signal = AbortSignal.timeout(seconds * 1000);
+  await once(done, 'done', { signal }).catch(() => {
+    throw new NotYet(
+      `${missing()} Nothing was seen of it for ${Math.ceil(seconds / 60)} min: start this again.`,
+    );
+  });
+}
+
+const STEPS = [
+  'open a stream',
+  'POST initialize, with an id, and see its reply on the stream',
+  'POST notifications/initialized, without an id',
+  'POST tools/call for show_system_info, with an id, and see its result on the stream',
+  'end the stream with Ctrl-C',
+];
+
+/** Follows each session through the steps, and says what goes wrong. */
+class SessionGuide {
+  readonly done = new EventEmitter();
+  private readonly print: (line: string) => void;
+  /** How many steps each open session has behind it. */
+  private readonly steps = new Map<string, number>();
+  private readonly requests = new Map<string, string>();
+  best = 0;
+
+  constructor(print: (line: string) => void) {
+    this.print = print;
+  }
+
+  start(id: string) {
+    if (this.steps.size > 0) {
+      this.print('  You have another stream open: each is a session of its own.');
+    }
+    this.steps.set(id, 0);
+    this.reach(id, 1);
+  }
+
+  message(id: string, message: Partial<Posted>) {
+    const { method } = message;
+    const step = this.steps.get(id) ?? 1;
+    if (method === 'initialize') this.request(id, message, 'initialize');
+    else if (method === 'notifications/initialized') this.notification(id, message, step);
+    else if (method === 'tools/call') this.call(id, message, step);
+    else this.print(`  You posted ${method}: the server takes it, but it is none of the steps.`);
+  }
+
+  private request(id: string, message: Partial<Posted>, what: string) {
+    if (message.id === undefined) {
+      this.print(
+        `  Your ${what} had no id, so nothing replied: JSON-RPC replies only to what has an id.`,
+      );
+      return;
+    }
+    this.requests.set(`${id} ${message.id}`, message.method ?? '');
+  }
+
+  private notification(id: string, message: Partial<Posted>, step: number) {
+    if (message.id !== undefined) {
+      this.print('  Your notification had an id, which makes it a request: leave the id out.');
+    } else if (step < 2) {
+      this.print('  This session has not seen its reply to initialize yet: that comes first.');
+    } else {
+      this.reach(id, 3);
+    }
+  }
+
+  private call(id: string, message: Partial<Posted>, step: number) {
+    const tool = String(message.params?.name);
+    if (step < 2) {
+      const elsewhere = [...this.steps].some(([other, steps]) => other !== id && steps >= 2);
+      this.print(
+        elsewhere
+          ? '  You called the tool on another stream than the one that you initialized: use one session for all.'
+          : '  You called the tool before initialize: initialize comes first.',
+      );
+    } else if (step < 3) {
+      this.print('  You called the tool before notifications/initialized: that comes first.');
+    } else if (tool !== 'show_system_info') {
+      this.print(`  You called the tool ${tool}, and it is called show_system_info.`);
+    } else {
+      this.request(id, message, 'call');
+    }
+  }
+
+  reply(
+    id: string,
+    message: { id?: unknown; result?: { isError?: boolean }; error?: { message: string } },
+  ) {
+    const method = this.requests.get(`${id} ${message.id}`);
+    if (!method) return;
+    if (message.error) {
+      this.print(
+        `  Your ${method} was answered with an error: ${message.error.message.split('\n')[0]}`,
+      );
+    } else if (message.result?.isError) {
+      this.print('  The tool answered with an error: look at the stream.');
+    } else {
+      this.reach(id, method === 'initialize' ? 2 : 4);
+    }
+  }
+
+  end(id: string) {
+    const step = this.steps.get(id) ?? 0;
+    this.steps.delete(id);
+    if (step === 4) {
+      this.print(`  ✔ ${STEPS[4]}`);
+      this.done.emit('done');
+      return;
+    }
+    this.print(
+      '  This stream has ended, and its session with it, before all steps were done: open a '
+        + 'new one and begin again.',
+    );
+  }
+
+  answer({ method, url = '', headers }: http.IncomingMessage, status: number, text: string) {
+    const reason = reasonFor(method ?? '', url, headers, status);
+    if (reason) {
+      this.print(
+        `  ${method} ${url.slice(0, 26)} got ${status} ${JSON.stringify(text.slice(0, 80))}: `
+          + `${reason}`,
+      );
+    }
+  }
+
+  missing() {
+    return `The next step is: ${STEPS[this.best]}.`;
+  }
+
+  private reach(id: string, step: number) {
+    if ((this.steps.get(id) ?? 0) >= step) return;
+    this.steps.set(id, step);
+    this.best = Math.max(this.best, step);
+    this.print(`  ✔ ${STEPS[step - 1]}`);
+  }
+}
+
+type Posted = { id: unknown; method: string; params: { name?: unknown } };
+
+/** Why a request was refused, and what to do. */
+function reasonFor(method: string, url: string, headers: http.IncomingHttpHeaders, status: number) {
+  if (status < 400) return undefined;
+  if (status === 404 && url.includes('sessionId=')) {
+    return 'no open stream has this id: is the stream still open, and is the id whole?';
+  }
+  if (status === 404) {
+    return 'there is no such path: GET /sse, then POST to the address in the endpoint event.';
+  }
+  if (status === 405) {
+    return `${method} is not for this path: GET /sse, and POST to the other one (curl -d).`;
+  }
+  if (!url.includes('sessionId=')) {
+    return 'it named no session: post to the whole address in the endpoint event.';
+  }
+  if (!headers['content-type']?.includes('json')) {
+    return 'it needs the header Content-Type: application/json.';
+  }
+  return 'the body must be one JSON-RPC message: look at its quotes.';
+}
+
+async function followByHand(t: TestContext, options: ByHandOptions) {
+  const guide = new SessionGuide(options.print);
+  const { handleMessage, send } = SSEServerTransport.prototype;
+  t.after(() => Object.assign(SSEServerTransport.prototype, { handleMessage, send }));
+  SSEServerTransport.prototype.handleMessage = function (message, extra) {
+    guide.message(this.sessionId, (message ?? {}) as Partial<Posted>);
+    return handleMessage.call(this, message, extra);
+  };
+  SSEServerTransport.prototype.send = async function (message: JSONRPCMessage) {
+    await send.call(this, message);
+    guide.reply(this.sessionId, message as Parameters<SessionGuide['reply']>[1]);
+  };
+  const url = await serveByHand(t, options, {
+    onStart: ({ id }) => guide.start(id),
+    onEnd: ({ id }) => guide.end(id),
+    onAnswer: (req, status, text) => guide.answer(req, status, text),
+  });
+  options.print(
+    `This is the server now: ${url}/sse. Do these steps with curl, in two other terminals:`,
+  );
+  for (const step of STEPS) options.print(`  ○ ${step}`);
+  const done = waitByHand(guide.done, options.seconds, () => guide.missing());
+  void options.learner?.(url);
+  await done;
+}
+
+const REFUSALS = {
+  'no id': 'a POST to /messages without an id',
+  'made up': 'a POST to /messages?sessionId=… with an id that you made up',
+  'no path': 'a POST to a path that is not there, such as /message',
+  ended: 'a POST to a session whose stream has ended',
+};
+type Refusal = keyof typeof REFUSALS;
+
+async function refuseByHand(t: TestContext, options: ByHandOptions) {
+  const { print, seconds, learner } = options;
+  const predictions = await askPredictions(options);
+  const todo = new Set(Object.keys(REFUSALS) as Refusal[]);
+  const gone = new Set<string>();
+  const done = new EventEmitter();
+  let right = 0;
+  const url = await serveByHand(t, options, {
+    onEnd: ({ id }) => void gone.add(id),
+    onAnswer: (req, status, text) => {
+      const refusal = refusalOf(req, status, gone);
+      if (!refusal) {
+        const advice = adviceFor(req, status);
+        return print(`  ${req.method} ${req.url?.slice(0, 26)} got ${status}: ${advice}`);
+      }
+      if (!todo.delete(refusal)) return print(`  You have had this one: ${REFUSALS[refusal]}.`);
+      const predicted = predictions.get(refusal) ?? '';
+      const isRight = predicted.startsWith(String(status));
+      if (isRight) right += 1;
+      const seen = `you said "${predicted}", it was ${status} "${text}"`;
+      print(`  ${isRight ? '✔' : '✘'} ${REFUSALS[refusal]}: ${seen}`);
+      if (todo.size === 0) done.emit('done');
+    },
+  });
+  print(`This is the server now: ${url}. Send the four with curl -d '{}', in any order.`);
+  const finished = waitByHand(done, seconds, () => {
+    return `Still missing: ${[...todo].map((name) => REFUSALS[name]).join('; ')}.`;
+  });
+  void learner?.(url);
+  await finished;
+  print(`You predicted ${right} of 4 statuses. Two of the four got the same answer: why?`);
+}
+
+/** Asks for a prediction of each refusal, until it has a status and a few words. */
+async function askPredictions({ print, readLines }: ByHandOptions) {
+  const lines = readLines()[Symbol.asyncIterator]();
+  const predictions = new Map<Refusal, string>();
+  print(
+    'First say what you expect: the status, and in a few words the text. Example: 200 here you are',
+  );
+  for (const [name, what] of Object.entries(REFUSALS)) {
+    print(`What does the server answer to ${what}?`);
+    for (;;) {
+      const { value, done } = await lines.next();
+      demand(!done, 'Each of the four needs a prediction, and you type it here.');
+      const prediction = String(value).trim();
+      if (/^[1-5]\d\d\b.*[a-z]/i.test(prediction)) {
+        predictions.set(name as Refusal, prediction);
+        break;
+      }
+      print('Begin with a status of three digits, and go on with a few words of the text.');
+    }
+  }
+  return predictions;
+}
+
+function refusalOf(
+  { method, url = '' }: http.IncomingMessage,
+  status: number,
+  gone: Set<string>,
+): Refusal | undefined {
+  const { pathname, searchParams } = new URL(url, 'http://localhost');
+  if (method !== 'POST' || status < 400) return undefined;
+  if (status === 404 && !/^\/messages\/?$/.test(pathname)) return 'no path';
+  const sessionId = searchParams.get('sessionId');
+  if (status === 400 && !sessionId) return 'no id';
+  if (status === 404) return gone.has(sessionId ?? '') ? 'ended' : 'made up';
+  return undefined;
+}
+
+function adviceFor({ method }: http.IncomingMessage, status: number) {
+  if (method !== 'POST') return `that was a ${method}. To POST, give curl a body: -d '{}'.`;
+  if (status < 400) return 'it was taken, so its stream is still open. End the stream first.';
+  return 'that is none of the four. If the stream is still open, end it first.';
+}
+
+// ---- The exercises ---------------------------------------------------------------------------
+
+const KEPT = '.workshop';
+
+type Exercise = {
+  title: string;
+  file?: 'server.ts' | typeof CLIENT_FILE;
+  check?: Check;
+  byHand?: (t: TestContext, options: ByHandOptions) => Promise<void>;
+  hints: string[];
+};
+
+const FIND_HINTS = [
+  'Run the server (`npm start`), and in a second terminal `npm run doctor`. Its first finding '
+    + 'is the one to follow.',
+  'A session has a life of five steps in openSession(): made, filed, connected, used, removed. '
+    + 'Say for each who does it, under which id, and when.',
+];
+
+const EXERCISES: Record<string, Exercise> = {
+  1: {
+    title: 'Follow a session by hand',
+    byHand: followByHand,
+    hints: [
+      'Keep one terminal for the stream, `curl -N` with the address of /sse, and post from '
+        + 'another one.',
+      'The endpoint event on the stream names the path to post to, with the id of your session '
+        + 'in it.',
+      'A POST is answered with Accepted and no more. The reply comes on the stream, if the '
+        + 'message had an id.',
+    ],
+  },
+  2: {
+    title: 'Four refusals',
+    byHand: refuseByHand,
+    hints: [
+      'Ask for each: does the server know who is meant? A status of 400 says that the request '
+        + 'is not complete, 404 that what it names is not there.',
+      'For the fourth, open a stream, copy its id, end it with Ctrl-C, and post to that id.',
+    ],
+  },
+  '3a': {
+    title: 'Repair lost sessions: the first fault',
+    file: 'server.ts',
+    check: checkSessions,
+    hints: [
+      ...FIND_HINTS,
+      'Compare the id in the endpoint event with the id under which the transport is kept. Who '
+        + 'makes each?',
+    ],
+  },
+  '3b': {
+    title: 'Repair lost sessions: the second fault',
+    file: 'server.ts',
+    check: checkSessions,
+    hints: [
+      ...FIND_HINTS,
+      'When does the client know its id, and when does the server? Look at each await between '
+        + 'the two, and at a client that leaves meanwhile.',
+    ],
+  },
+  '3c': {
+    title: 'Repair lost sessions: the third fault',
+    file: 'server.ts',
+    check: checkSessions,
+    hints: [
+      ...FIND_HINTS,
+      'The request of a stream is over long before its response is. Which of the two lasts as '
+        + 'long as the session?',
+    ],
+  },
+  '3d': {
+    title: 'Repair lost sessions: the fourth fault',
+    file: 'server.ts',
+    check: checkSessions,
+    hints: [
+      ...FIND_HINTS,
+      "Read the server's log when the second client comes. How many transports can one "
+        + 'McpServer have, and how many servers are made?',
+    ],
+  },
+  '3e': {
+    title: 'Repair lost sessions: the fifth fault',
+    file: 'server.ts',
+    check: checkSessions,
+    hints: [
+      ...FIND_HINTS,
+      'What goes over an idle stream in a minute? Watch one with `curl -N`. A proxy in between '
+        + 'sees only that.',
+    ],
+  },
+  4: {
+    title: 'Make sessions visible',
+    file: 'server.ts',
+    check: checkHealth,
+    hints: [
+      'Answer /healthz in route(), after isAllowed() and before the paths are compared: '
+        + 'reply() takes a status, a text and headers.',
+      'Keep three numbers beside logHooks. onSessionStart adds, onSessionEnd takes away: they '
+        + 'are called once for each session that really started.',
+      'Do not count in openSession(), and do not ask for transports.size: both see streams '
+        + 'that never become sessions.',
+      'onSessionEnd already works out how long the session lasted. Keep the largest of these '
+        + 'numbers.',
+    ],
+  },
+  5: {
+    title: 'A call that outlives nothing',
+    file: 'server.ts',
+    check: checkAddresses,
+    hints: [
+      'Copy showSystemInfo, askSystemInfo() and their registerTool(), then change them: the '
+        + 'call is new URLSearchParams({ type, action, xpath }).',
+      'askFirewall() takes a signal and stops when it fires. Pass it the same one as '
+        + 'show_system_info does.',
+      'The parser makes an object of one <entry>, an array of several, and nothing of none: '
+        + '[entries ?? []].flat() makes one list of all three.',
+      'Let the errors of askFirewall() pass: the SDK makes an isError result of what a tool '
+        + 'throws. And return the objects with all their fields.',
+    ],
+  },
+  6: {
+    title: 'A client that survives a restart',
+    file: CLIENT_FILE,
+    check: checkClient,
+    hints: [
+      'client.onerror is called when the stream breaks. A call that waits at that moment will '
+        + 'never get its reply: let both race.',
+      "After any answer other than 200 the SDK's EventSource gives up. Close the client and "
+        + 'make a new one, with a short pause between the tries; close also the one whose '
+        + 'connect() has failed.',
+      'Tell two failures apart: a result with isError is an answer and must be returned. A '
+        + 'lost stream, HTTP 404 or a refused connection means that there was no answer.',
+      'Give the call a promise that client.onerror rejects: Promise.race([client.callTool({ '
+        + 'name }), lost]). Around it goes a loop that replaces the client.',
+    ],
+  },
+  7: {
+    title: 'Streamable HTTP beside SSE',
+    file: 'server.ts',
+    check: checkMcp,
+    hints: [
+      'Let /mcp through where the paths are compared, and serve it after isAuthorized().',
+      'A StreamableHTTPServerTransport without a sessionIdGenerator keeps no sessions: one '
+        + 'transport and one getServer() for each request.',
+      "Close the transport when the response closes: res.once('close', …). That ends the calls "
+        + 'of a client that has left.',
+      'getServer() has the same rule here as for SSE: an McpServer holds one transport. Make '
+        + 'one for each request, and connect() it before transport.handleRequest(req, res).',
+    ],
+  },
+};
+
+// ---- The command line ------------------------------------------------------------------------
+
+type State = { passed: string[]; hints: Record<string, number>; fault?: string };
+
+async function readState(folder: string): Promise<State> {
+  const text = await readFile(join(folder, KEPT, 'state.json'), 'utf8').catch(() => '{}');
+  return { passed: [], hints: {}, ...(JSON.parse(text) as Partial<State>) };
+}
+
+async function writeState(folder: string, state: State) {
+  await writeFile(join(folder, KEPT, 'state.json'), `${JSON.stringify(state, null, 2)}\n`);
+}
+
+/** Keeps server.ts as it is when the workshop begins: that is what a reset brings back. */
+async function keepServer(folder: string, print: (line: string) => void) {
+  const kept = join(folder, KEPT, 'server.ts');
+  if (existsSync(kept)) return;
+  await mkdir(join(folder, KEPT), { recursive: true });
+  await copyFile(join(folder, 'server.ts'), kept);
+  print(`server.ts as it is now is kept in ${KEPT}: \`npm run reset\` brings it back.`);
+  const source = await readFile(kept, 'utf8');
+  const isChanged = Object.values(FAULTS).some(({ changes }) => {
+    return Object.keys(changes).some((from) => source.split(from).length !== 2);
+  });
+  if (!isChanged) return;
+  print(
+    `It has been changed already. To begin with the original, put that in place, delete `
+      + `${KEPT} and start again.`,
+  );
+}
+
+/** Puts the kept server.ts back; what was there is kept beside it. Returns the name of that copy. */
+async function restoreServer(folder: string) {
+  const file = join(folder, 'server.ts');
+  const kept = await readFile(join(folder, KEPT, 'server.ts'), 'utf8');
+  const attempt = await readFile(file, 'utf8').catch(() => kept);
+  let name: string | undefined;
+  if (attempt !== kept) {
+    const others = (await readdir(folder)).map((other) => /^attempt-(\d+)\.ts$/.exec(other)?.[1]);
+    name = `attempt-${Math.max(0, ...others.map(Number).filter(Number.isFinite)) + 1}.ts`;
+    await writeFile(join(folder, name), attempt);
+  }
+  await writeFile(file, kept);
+  return name;
+}
+
+/** The first error that the compiler finds in a file, or undefined. */
+async function findTypeError(t: TestContext, folder: string, files: string[]) {
+  const { scripts } = JSON.parse(await readFile(join(folder, 'package.json'), 'utf8'));
+  const options = (scripts.typecheck as string).split(' ').slice(1);
+  const flags = options.filter((option) => !option.endsWith('.ts'));
+  const compiler = join(import.meta.dirname, 'node_modules/typescript/bin/tsc');
+  const { lines, exit } = runNode(
+    t,
+    [compiler, ...flags, '--pretty', 'false', ...files],
+    {},
+    folder,
+  );
+  if ((await exit) === 0) return undefined;
+  const [, file, line, message] =
+    /^(.+)\((\d+),\d+\): error TS\d+: (.+)$/m.exec(lines.join('\n')) ?? [];
+  return file
+    ? `${file} does not compile: line ${line}: ${message}`
+    : `It does not compile: ${lines[0]}`;
+}
+
+/** Checks one exercise with code; returns what is missing, or undefined. */
+async function checkFiles({ folder, limit }: Workshop, { file = 'server.ts', check }: Exercise) {
+  return withCleanUp(async (t) => {
+    const late = `Something in your code never answers: the check gave up after ${seconds(limit)}.`;
+    const tooLong = new Promise<string>((resolve) => {
+      const timer = setTimeout(resolve, limit, late);
+      t.after(() => clearTimeout(timer));
+    });
+    const typeError = findTypeError(t, folder, [file]).catch(missingFrom);
+    const checked = typeError.then((error) => error ?? (check && checkOnStage(t, folder, check)));
+    return Promise.race([checked, tooLong]);
+  });
+}
+
+async function checkOnStage(t: TestContext, folder: string, check: Check) {
+  const stage = await openStage(t, join(folder, KEPT));
+  try {
+    if (check === checkSessions) await stage.order('hurry', []);
+    await check(t, stage, folder);
+    return undefined;
+  } catch (error) {
+    return (await stage.whyEnded())?.message ?? missingFrom(error as Error);
+  }
+}
+
+function missingFrom(error: Error) {
+  const [line = ''] = error.message.split('\n');
+  return error instanceof NotYet ? line : `The check met something that it did not expect: ${line}`;
+}
+
+/** What the commands are given; `limit` is that of one check, in milliseconds. */
+type Workshop = ByHandOptions & { limit: number };
+
+/** The commands `npm run exercise`, `hint` and `reset`. Returns the exit code. */
+async function runWorkshop(command: string, args: string[], workshop: Workshop) {
+  const { folder, print } = workshop;
+  await keepServer(folder, print);
+  const state = await readState(folder);
+  if (command === 'reset') return reset(workshop, state);
+  const name = args
+    .filter((arg) => !arg.startsWith('-'))
+    .join('')
+    .toLowerCase();
+  if (command === 'exercise' && name === '') return list(workshop, state);
+  if (command === 'exercise' && name === '3') return list(workshop, state, '3');
+  const exercise = Object.hasOwn(EXERCISES, name) ? EXERCISES[name] : undefined;
+  if (!exercise) {
+    print(
+      `There is no exercise "${args.join(' ')}". \`npm run exercise\` lists them; the third `
+        + `has letters, as in 3 a.`,
+    );
+    return 2;
+  }
+  if (command === 'hint') return hint(workshop, state, name, exercise);
+  if (exercise.byHand) return doByHand(workshop, state, name, exercise);
+  const isNew = await prepare(workshop, state, name, exercise);
+  const isWatched = args.includes('--watch');
+  if (isNew && !isWatched) return 0;
+  if (isWatched) return watchFile(workshop, state, name, exercise);
+  return checkOnce(workshop, state, name, exercise);
+}
+
+const spell = (name: string) => name.replace(/^(\d)(\w)/, '$1 $2');
+
+async function list({ print }: Workshop, state: State, prefix = '') {
+  const names = Object.keys(EXERCISES)
+    .toSorted()
+    .filter((name) => name.startsWith(prefix));
+  for (const name of names) {
+    const title = EXERCISES[name]?.title;
+    print(`${state.passed.includes(name) ? '✔' : '○'} ${spell(name).padEnd(4)} ${title}`);
+  }
+  const next = names.find((name) => !state.passed.includes(name));
+  if (next) print(`The next one: npm run exercise ${spell(next)}`);
+  return 0;
+}
+
+async function reset({ folder, print }: Workshop, state: State) {
+  const attempt = await restoreServer(folder);
+  delete state.fault;
+  await writeState(folder, state);
+  print(
+    attempt
+      ? `server.ts is as it was at the beginning. Your attempt is kept in ${attempt}.`
+      : 'server.ts is as it was at the beginning: there was nothing to put back.',
+  );
+  return 0;
+}
+
+async function hint({ folder, print }: Workshop, state: State, name: string, { hints }: Exercise) {
+  const given = state.hints[name] ?? 0;
+  const number = given >= hints.length ? 1 : given + 1;
+  print(`Hint ${number} of ${hints.length}: ${hints[number - 1]}`);
+  if (number === hints.length) {
+    print('That was the last one. The Workshop section of README.md has a solution.');
+  }
+  state.hints[name] = number;
+  await writeState(folder, state);
+  return 0;
+}
+
+async function markDone({ folder, print }: Workshop, state: State, name: string) {
+  if (!state.passed.includes(name)) state.passed.push(name);
+  delete state.fault;
+  await writeState(folder, state);
+  print(`✔ Exercise ${spell(name)} is done: ${EXERCISES[name]?.title}.`);
+  return 0;
+}
+
+function fail({ print }: Workshop, name: string, missing: string) {
+  print(`✘ Not yet: ${missing}`);
+  print(`  For a hint: npm run hint ${spell(name)}`);
+  return 1;
+}
+
+async function doByHand(workshop: Workshop, state: State, name: string, { byHand }: Exercise) {
+  const missing = await withCleanUp(async (t) => byHand?.(t, workshop)).then(
+    () => undefined,
+    missingFrom,
+  );
+  return missing === undefined ? markDone(workshop, state, name) : fail(workshop, name, missing);
+}
+
+async function checkOnce(workshop: Workshop, state: State, name: string, exercise: Exercise) {
+  const missing = await checkFiles(workshop, exercise);
+  return missing === undefined ? markDone(workshop, state, name) : fail(workshop, name, missing);
+}
+
+/** Checks at each save, until the exercise is done. */
+async function watchFile(workshop: Workshop, state: State, name: string, exercise: Exercise) {
+  const { folder, print } = workshop;
+  const file = join(folder, exercise.file ?? 'server.ts');
+  const saved = new EventEmitter();
+  // The folder is watched, because many editors save by putting a new file in place.
+  const watcher = watch(folder, () => saved.emit('saved'));
+  try {
+    for (;;) {
+      const source = await readFile(file, 'utf8').catch(() => '');
+      const code = await checkOnce(workshop, state, name, exercise);
+      if (code === 0) return code;
+      print(`  Watching ${exercise.file}: save it to check again, or end with Ctrl-C.`);
+      await untilChanged(file, source, saved, workshop.seconds);
+    }
+  } finally {
+    watcher.close();
+  }
+}
+
+async function untilChanged(file: string, source: string, saved: EventEmitter, limit: number) {
+  const signal = AbortSignal.timeout(limit * 1000);
+  for (;;) {
+    const nextSave = once(saved, 'saved', { signal }); // Before the file is read: none is missed.
+    nextSave.catch(() => {});
+    const text = await readFile(file, 'utf8').catch(() => source);
+    if (text !== source && text !== '') return;
+    await nextSave.catch(() => {
+      throw new NotYet(`Nothing was saved for ${seconds(limit * 1000)}: start this again.`);
+    });
+  }
+}
+
+/** Puts the fault or the first client in place, if it is not there yet. Returns whether it did. */
+async function prepare(workshop: Workshop, state: State, name: string, { file }: Exercise) {
+  const { folder, print } = workshop;
+  const letter = /^3(\w)$/.exec(name)?.[1];
+  if (letter && state.fault !== letter) {
+    await placeFault(workshop, state, letter);
+    return true;
+  }
+  if (file === CLIENT_FILE && !existsSync(join(folder, CLIENT_FILE))) {
+    await writeFile(join(folder, CLIENT_FILE), CLIENT_START);
+    print(
+      `${CLIENT_FILE} is yours now: a client that does not survive yet. Change it, then run `
+        + `this again.`,
+    );
+    return true;
+  }
+  return false;
+}
+
+async function placeFault(workshop: Workshop, state: State, letter: string) {
+  const { folder, print } = workshop;
+  const attempt = await restoreServer(folder);
+  if (attempt) print(`Your server.ts is kept in ${attempt}.`);
+  const file = join(folder, 'server.ts');
+  const source = applyChanges(await readFile(file, 'utf8'), FAULTS[letter]?.changes ?? {});
+  await writeFile(file, source);
+  await writeState(folder, { ...state, fault: letter });
+  print('server.ts has a fault now. This is what its users see:');
+  await withCleanUp((t) => showSymptoms(t, workshop));
+  print(
+    'Find the fault (npm start, npm run doctor), say in a sentence why sessions are lost, and '
+      + 'repair it.',
+  );
+  print(`Then check your repair: npm run exercise 3 ${letter}`);
+}
+
+function applyChanges(source: string, changes: Record<string, string>) {
+  return Object.entries(changes).reduce((text, [from, to]) => {
+    demand(
+      text.split(from).length === 2,
+      `The server.ts in ${KEPT} is not the original: it has to hold this once.`,
+      from,
+    );
+    return text.replace(from, () => to);
+  }, source);
+}
+
+/** Lets two clients of the SDK call the tool, and shows what they and the server's log say. */
+async function showSymptoms(t: TestContext, { folder, print }: Workshop) {
+  const stage = await openStage(t, join(folder, KEPT));
+  await stage.order('hurry', []);
+  const proxy = await startImpatientProxy(t, await serveFile(stage, folder), 2000);
+  let idle = true;
+  const broken = new EventEmitter();
+  for (const number of [1, 2]) {
+    const client = new Client({ name: `client-${number}`, version: '1.0.0' });
+    t.after(() => client.close());
+    const said = await useClient(client, proxy);
+    print(`  Client ${number}: ${said ?? 'called the tool and got its result'}`);
+    if (said) idle = false;
+    else client.onerror = ({ message }) => broken.emit('broken', number, message.split('\n')[0]);
+  }
+  if (idle) {
+    const [number, message] = await once(broken, 'broken', {
+      signal: AbortSignal.timeout(5000),
+    }).catch(() => []);
+    if (message) print(`  Client ${number}, idle for a minute behind a proxy: ${message}`);
+  }
+  for (const line of stage.lines
+    .filter((line) => /^(Session|Error|\w+ failed)/.test(line))
+    .slice(0, 8)) {
+    print(`  Server's log: ${line}`);
+  }
+}
+
+async function useClient(client: Client, url: string) {
+  try {
+    await client.connect(new SSEClientTransport(new URL('/sse', url)), { timeout: 3000 });
+    await client.callTool({ name: 'show_system_info' }, undefined, { timeout: 3000 });
+    return undefined;
+  } catch (error) {
+    return (error as Error).message.split('\n')[0];
+  }
+}
+
+if (task === 'exercise' || task === 'hint' || task === 'reset') {
+  // Ctrl-C has to end the stage as well, even if that is blocked.
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(1));
+  const workshop: Workshop = {
+    folder: import.meta.dirname,
+    print: console.log,
+    readLines: () => createInterface(process.stdin),
+    port: Number(process.env['PORT'] ?? 3000),
+    seconds: 1800,
+    limit: 13_000,
+  };
+  const code = await runWorkshop(task, process.argv.slice(3), workshop).catch((error: Error) => {
+    console.log(`✘ ${missingFrom(error)}`);
+    return 1;
+  });
+  process.stdout.write('', () => process.exit(code));
+}
+
+// ---- The proofs ------------------------------------------------------------------------------
+
+/** What a participant might write: changes to the fault (3), or to the printed solution (4 to 7). */
+type Variant = { what: string; changes: Record<string, string>; says?: RegExp };
+type Variants = { right: Variant[]; wrong: Variant[] };
+
+const SET = '    this.transports.set(sessionId, transport);\n';
+const MADE_ID = 'const sessionId = globalThis.crypto.randomUUID();';
+const LATE = '      await lookUpUser(req);\n      this.transports.set(sessionId, transport);\n';
+const MADE_TRANSPORT =
+  '    const transport = new SSEServerTransport(this.options.messagesPath, res);\n';
+const GET_CLOSED =
+  "    req.resume();\n    req.on('close', () => this.transports.delete(sessionId));\n";
+const OWN_SERVER = '    this.mcpServer = options.getServer();\n';
+const SHARED = 'await this.mcpServer.connect(transport);';
+const NO_COMMENT =
+  '  closeIfUnread(transport, res);\n}\n\n/** Ends the session of a client that has stopped';
+const COMMENT = (line: string) => NO_COMMENT.replace('}\n', `${line}}\n`);
+const END = 'if (!this.transports.delete(sessionId)) return;';
+
+const ANSWERED =
+  "    return reply(res, 200, JSON.stringify(health), { 'Content-Type': 'application/json' });\n";
+const COUNT_UP = '    health.sessions += 1;\n    health.started += 1;\n';
+const COUNT_DOWN =
+  '    health.sessions -= 1;\n    health.longestMs = Math.max(health.longestMs, lasted);\n';
+const ENTRIES = '  const entries = [data?.address.entry ?? []].flat();\n';
+const SERVED = "  if (path === '/mcp') return handleMcp(sessions.options.getServer(), req, res);\n";
+const PAUSE =
+  '        await new Promise((resolve) => setTimeout(resolve, 250)); // The server is not back yet.\n';
+const CONNECTED = `  const transport = new StreamableHTTPServerTransport();
+  res.once('close', () => void transport.close());
+  await server.connect(transport);
+`;
+
+const VARIANTS: Record<string, Variants> = {
+  '3a': {
+    right: [
+      {
+        what: 'the id is read from the transport',
+        changes: { [MADE_ID]: 'const sessionId = transport.sessionId;' },
+      },
+      {
+        what: "the transport is given the server's id before it starts",
+        changes: {
+          [MADE_ID]: `${MADE_ID}\n    Object.assign(transport, { _sessionId: sessionId });`,
+        },
+      },
+    ],
+    wrong: [
+      { what: 'nothing is changed', changes: {}, says: /POST must be taken\. Seen: 404/ },
+      {
+        what: 'it is filed under both ids, and removed under one',
+        changes: { [SET]: `${SET}    this.transports.set(transport.sessionId, transport);\n` },
+        says: /a POST with its id must get 404/,
+      },
+      {
+        what: 'an unknown id gets the newest transport',
+        changes: { '= this.transports.get(sessionId);': '= [...this.transports.values()].at(-1);' },
+        says: /POST must be taken\. Seen: 400/,
+      },
+      {
+        what: 'an unknown id gets the first transport',
+        changes: { '= this.transports.get(sessionId);': '= [...this.transports.values()][0];' },
+        says: /POST must be taken\. Seen: 400/,
+      },
+      {
+        what: "it is filed under the client's address",
+        changes: { [MADE_ID]: 'const sessionId = String(req.socket.remoteAddress);' },
+        says: /POST must be taken\. Seen: 404/,
+      },
+      {
+        what: "the made id is put into the path, where the SDK's own replaces it",
+        changes: {
+          [`${MADE_TRANSPORT}    ${MADE_ID}\n`]: `    ${MADE_ID}\n${MADE_TRANSPORT.replace('this.options.messagesPath', '`${this.options.messagesPath}?sessionId=${sessionId}`')}`,
+        },
+        says: /POST must be taken\. Seen: 404/,
+      },
+    ],
+  },
+  '3b': {
+    right: [
+      {
+        what: 'it is filed first, and the look-up follows',
+        changes: {
+          [LATE]: '      await lookUpUser(req);\n',
+          [MADE_TRANSPORT]: MADE_TRANSPORT,
+          '    const session = {': `${SET}    const session = {`,
+        },
+      },
+      {
+        what: 'the look-up comes before the transport, with a look at who is still there',
+        changes: {
+          [MADE_TRANSPORT]: `    await lookUpUser(req);\n    if (res.closed) return;\n${MADE_TRANSPORT}`,
+          [LATE]: '',
+          '    const session = {': `${SET}    const session = {`,
+        },
+      },
+    ],
+    wrong: [
+      {
+        what: 'nothing is changed',
+        changes: {},
+        says: /quick as it is, .*must be taken\. Seen: 404|must get 404/,
+      },
+      {
+        what: 'the look-up is only made quicker',
+        changes: { 'setTimeout(resolve, 200)': 'setTimeout(resolve, 100)' },
+        says: /quick as it is, .*must be taken\. Seen: 404|must get 404/,
+      },
+      {
+        what: 'it is filed before the look-up and once more after it',
+        changes: { '    const session = {': `${SET}    const session = {` },
+        says: /left as soon as .* must get 404/,
+      },
+      {
+        what: 'the look-up comes before the transport, and nobody looks who is still there',
+        changes: {
+          [MADE_TRANSPORT]: `    await lookUpUser(req);\n${MADE_TRANSPORT}`,
+          [LATE]: '',
+          '    const session = {': `${SET}    const session = {`,
+        },
+        says: /hooks must have counted \d open sessions/,
+      },
+      {
+        what: 'the look-up is not awaited, and files when it is through',
+        changes: {
+          [LATE]:
+            '      void lookUpUser(req).then(() => this.transports.set(sessionId, transport));\n',
+        },
+        says: /quick as it is, .*must be taken\. Seen: 404|must get 404/,
+      },
+      {
+        what: 'it is filed after the start hook',
+        changes: {
+          [LATE]: '      await lookUpUser(req);\n',
+          '    if (this.transports.has(sessionId)) started = ': `    await this.callHook('onSessionStart', session);\n${SET}    if (this.transports.has(sessionId)) started = `,
+        },
+        says: /quick as it is, .*must be taken\. Seen: 404|must get 404/,
+      },
+    ],
+  },
+  '3c': {
+    right: [
+      { what: 'onclose alone removes it', changes: { [GET_CLOSED]: '' } },
+      {
+        what: "the response's close ends it",
+        changes: { [GET_CLOSED]: "    res.on('close', () => void transport.close());\n" },
+      },
+    ],
+    wrong: [
+      { what: 'nothing is changed', changes: {}, says: /POST must be taken\. Seen: 404/ },
+      {
+        what: "the request's close ends the transport",
+        changes: {
+          "'close', () => this.transports.delete(sessionId)":
+            "'close', () => void transport.close()",
+        },
+        says: /must be taken|own stream|must get/,
+      },
+      {
+        what: "the request's end removes it",
+        changes: { "req.on('close'": "req.on('end'" },
+        says: /POST must be taken\. Seen: 404/,
+      },
+      {
+        what: 'it is removed a second later',
+        changes: {
+          [GET_CLOSED]: '    setTimeout(() => this.transports.delete(sessionId), 1000);\n',
+        },
+        says: /must be taken\. Seen: 404|hooks must have counted/,
+      },
+      {
+        what: 'nothing removes it',
+        changes: { [GET_CLOSED]: '', [END]: 'if (!this.transports.has(sessionId)) return;' },
+        says: /must get 404/,
+      },
+      {
+        what: 'it is removed where the hooks do not learn of it',
+        changes: {
+          [GET_CLOSED]:
+            "    res.prependListener('close', () => this.transports.delete(sessionId));\n",
+        },
+        says: /hooks must have counted 2 open sessions\. Seen: 5 calls of onSessionStart and 0/,
+      },
+    ],
+  },
+  '3d': {
+    right: [
+      {
+        what: 'a server is made where the transport is connected',
+        changes: {
+          [SHARED]: 'await this.options.getServer().connect(transport);',
+          [OWN_SERVER]: '',
+          '  private readonly mcpServer: McpServer;\n': '',
+        },
+      },
+      {
+        what: 'a function makes the server',
+        changes: {
+          '  private readonly mcpServer: McpServer;\n':
+            '  private readonly makeServer: () => McpServer;\n',
+          [OWN_SERVER]: '    this.makeServer = options.getServer;\n',
+          [SHARED]:
+            'const mcpServer = this.makeServer();\n      await mcpServer.connect(transport);',
+        },
+      },
+    ],
+    wrong: [
+      {
+        what: 'nothing is changed',
+        changes: {},
+        says: /must get a stream from GET \/sse\. Seen: 500/,
+      },
+      {
+        what: 'the server is closed before the next client',
+        changes: { [SHARED]: `await this.mcpServer.close();\n      ${SHARED}` },
+        says: /must get|must come|must be taken/,
+      },
+      {
+        what: 'the error is swallowed',
+        changes: {
+          [SHARED]: 'await this.mcpServer.connect(transport).catch(() => transport.start());',
+        },
+        says: /must come on its own stream/,
+      },
+      {
+        what: 'two servers take turns',
+        changes: {
+          [OWN_SERVER]: `${OWN_SERVER}    this.spareServer = options.getServer();\n`,
+          '  private readonly mcpServer: McpServer;\n':
+            '  private readonly mcpServer: McpServer;\n  private readonly spareServer: '
+            + 'McpServer;\n',
+          [SHARED]:
+            'await (this.transports.size % 2 ? this.mcpServer : '
+            + 'this.spareServer).connect(transport);',
+        },
+        says: /must get a stream from GET \/sse\. Seen: 500/,
+      },
+      {
+        what: 'one server for each address',
+        changes: {
+          '  private readonly mcpServer: McpServer;\n':
+            '  private readonly mcpServers = new Map<string, McpServer>();\n',
+          [OWN_SERVER]: '',
+          [SHARED]: `const address = String(req.socket.remoteAddress);
+      const mcpServer = this.mcpServers.get(address) ?? this.options.getServer();
+      this.mcpServers.set(address, mcpServer);
+      await mcpServer.connect(transport);`,
+        },
+        says: /must get a stream from GET \/sse\. Seen: 500/,
+      },
+      {
+        what: 'the transport of the one before is forgotten, not closed',
+        changes: {
+          [SHARED]: `Object.assign(this.mcpServer.server, { _transport: undefined });\n      ${SHARED}`,
+        },
+        says: /must come on its own stream/,
+      },
+    ],
+  },
+  '3e': {
+    right: [
+      {
+        what: 'a comment at each interval',
+        changes: {
+          [NO_COMMENT]: COMMENT("  if (!res.writableEnded) res.write(': still here\\n\\n');\n"),
+        },
+      },
+      {
+        what: 'a ping of MCP at each interval',
+        changes: {
+          [NO_COMMENT]: COMMENT(
+            "  if (!res.writableEnded) void transport.send({ jsonrpc: '2.0', id: "
+              + "`ping-${Date.now()}`, method: 'ping' });\n",
+          ),
+        },
+      },
+    ],
+    wrong: [
+      { what: 'nothing is changed', changes: {}, says: /outlive a proxy .*0 comments/ },
+      {
+        what: 'a comment, each two minutes',
+        changes: {
+          [NO_COMMENT]: COMMENT("  if (!res.writableEnded) res.write(': still here\\n\\n');\n"),
+          'KEEP_ALIVE_MS = 15_000': 'KEEP_ALIVE_MS = 120_000',
+        },
+        says: /outlive a proxy .*0 comments/,
+      },
+      {
+        what: 'data in place of a comment',
+        changes: {
+          [NO_COMMENT]: COMMENT("  if (!res.writableEnded) res.write('data: still here\\n\\n');\n"),
+        },
+        says: /doctor must find nothing\. Seen: heartbeat-as-data/,
+      },
+      {
+        what: 'a comment once',
+        changes: {
+          '    const keepAlive = setInterval(':
+            "    setTimeout(() => res.write(': still here\\n\\n'), 100);\n    const keepAlive "
+            + '= setInterval(',
+        },
+        says: /outlive a proxy .*1 comments/,
+      },
+      {
+        what: "the socket's keep-alive, which no proxy sees",
+        changes: {
+          '    const keepAlive = setInterval(':
+            '    req.socket.setKeepAlive(true, 1000);\n    const keepAlive = setInterval(',
+        },
+        says: /outlive a proxy .*0 comments/,
+      },
+      {
+        what: 'a comment that stays in a buffer',
+        changes: { [NO_COMMENT]: COMMENT("  res.cork();\n  res.write(': still here\\n\\n');\n") },
+        says: /outlive a proxy .*0 comments|must/,
+      },
+    ],
+  },
+  4: {
+    right: [
+      {
+        what: 'the hooks are wrapped in main(), around a set of the open ones',
+        changes: {
+          [COUNT_UP]: '',
+          [COUNT_DOWN]: '',
+          '      hooks: logHooks,\n': `      hooks: {
+        onSessionStart(session) {
+          open.add(session);
+          health.started += 1;
+          return logHooks.onSessionStart?.(session);
+        },
+        onSessionEnd(session) {
+          open.delete(session);
+          const lasted = Date.now() - session.startedAt.getTime();
+          if (lasted > health.longestMs) health.longestMs = lasted;
+          return logHooks.onSessionEnd?.(session);
+        },
+      },
+`,
+          'const health = {': 'const open = new Set<Session>();\nconst health = {',
+          'JSON.stringify(health)': 'JSON.stringify({ ...health, sessions: open.size })',
+        },
+      },
+      {
+        what: 'the hooks are wrapped where the server is made, and the answer is written by hand',
+        changes: {
+          [COUNT_UP]: '',
+          [COUNT_DOWN]: '',
+          'const sessions = new Sessions(withDefaults(options));': `const { hooks } = options;
+  const sessions = new Sessions(withDefaults({ ...options, hooks: {
+    async onSessionStart(session) {
+      health.sessions++;
+      health.started++;
+      await hooks?.onSessionStart?.(session);
+    },
+    async onSessionEnd(session) {
+      health.sessions--;
+      health.longestMs = Math.max(health.longestMs, Date.now() - session.startedAt.getTime());
+      await hooks?.onSessionEnd?.(session);
+    },
+  } }));`,
+          [ANSWERED]: `    res.setHeader('Content-Type', 'application/json; charset=utf-8');
+    res.end(JSON.stringify({ ok: true, ...health }));
+    return;
+`,
+        },
+      },
+    ],
+    wrong: [
+      {
+        what: 'sessions is transports.size',
+        changes: {
+          'JSON.stringify(health)':
+            "JSON.stringify({ ...health, sessions: sessions['transports'].size })",
+        },
+        says: /still opening, .*"sessions":0.* Seen: \{"sessions":1/,
+      },
+      {
+        what: 'counted at the top of openSession()',
+        changes: {
+          [COUNT_UP]: '',
+          [SET]: `${SET}    health.sessions += 1;\n    health.started += 1;\n`,
+        },
+        says: /failed while it opened, so no hook was called/,
+      },
+      {
+        what: 'counted in openSession() after connect()',
+        changes: {
+          [COUNT_UP]: '',
+          '    if (this.transports.has(sessionId)) started':
+            '    health.sessions += 1;\n    health.started += 1;\n    if '
+            + '(this.transports.has(sessionId)) started',
+        },
+        says: /ended while it opened, so no hook was called/,
+      },
+      {
+        what: 'each GET /sse is counted in route()',
+        changes: {
+          '    health.started += 1;\n': '',
+          "  if (path === ssePath && req.method === 'GET') {\n":
+            "  if (path === ssePath && req.method === 'GET') {\n    health.started += 1;\n",
+        },
+        says: /failed while it opened, so no hook was called/,
+      },
+      {
+        what: 'the requests are counted before anybody looks at their token',
+        changes: {
+          '    health.started += 1;\n': '',
+          '  if (!isAuthorized(req, token)) {\n':
+            '  if (path === ssePath) health.started += 1;\n  if (!isAuthorized(req, token)) {\n',
+        },
+        says: /refused: GET \/healthz must say/,
+      },
+      {
+        what: '/healthz before the host check',
+        changes: {
+          '  if (!res.socket) {':
+            "  if (req.url === '/healthz') {\n    return reply(res, 200, JSON.stringify(health), { 'Content-Type': 'application/json' });\n  }\n  if "
+            + '(!res.socket) {',
+        },
+        says: /foreign Host must get 403/,
+      },
+      {
+        what: '/healthz behind the token',
+        changes: {
+          "  if (path === '/healthz') {":
+            "  if (!isAuthorized(req, token)) return reply(res, 401, 'Bearer token needed');\n "
+            + " if (path === '/healthz') {",
+        },
+        says: /answered without a token/,
+      },
+      {
+        what: 'nobody counts down',
+        changes: { '    health.sessions -= 1;\n': '' },
+        says: /One of two streams has ended: .*"sessions":1/,
+      },
+      {
+        what: 'the last one in place of the longest',
+        changes: { 'Math.max(health.longestMs, lasted)': 'lasted' },
+        says: /A shorter session came and went/,
+      },
+      {
+        what: 'seconds in place of milliseconds',
+        changes: {
+          'Math.max(health.longestMs, lasted)': 'Math.max(health.longestMs, lasted / 1000)',
+        },
+        says: /longestMs must be how many milliseconds/,
+      },
+      {
+        what: 'an answer that never comes',
+        changes: {
+          [ANSWERED]: '    return;\n',
+        },
+        says: /GET \/healthz must be answered: .*no answer within 3 s/,
+      },
+      {
+        what: 'text in place of JSON',
+        changes: { "{ 'Content-Type': 'application/json' }": '{}' },
+        says: /Content-Type must be application\/json/,
+      },
+    ],
+  },
+  5: {
+    right: [
+      {
+        what: 'Array.isArray() in place of flat()',
+        changes: {
+          [ENTRIES]: `  const entry = data?.address.entry;
+  if (entry === undefined) return [];
+  const entries = Array.isArray(entry) ? entry : [entry];
+`,
+        },
+      },
+      {
+        what: 'a schema that takes all three forms',
+        changes: {
+          '  const { data } = addressesSchema.safeParse(result);\n': '',
+          '  // The parser makes an object of one entry, a list of several, and nothing of none.\n  const entries = [data?.address.entry ?? []].flat();\n  return z.array(addressSchema).parse(entries);\n':
+            '  return addressesSchema.parse(result).address;\n',
+          'const addressesSchema = z.object({ address: z.object({ entry: z.unknown() }) });': `const addressesSchema = z.object({
+  address: z.union([
+    z.object({ entry: z.array(addressSchema) }).transform(({ entry }) => entry),
+    z.object({ entry: addressSchema }).transform(({ entry }) => [entry]),
+    z.literal('').transform(() => []),
+  ]),
+});`,
+        },
+      },
+    ],
+    wrong: [
+      {
+        what: 'another name',
+        changes: { "registerTool('show_address_objects'": "registerTool('show_addresses'" },
+        says: /must be a tool show_address_objects.* Seen: show_system_info, show_addresses/,
+      },
+      {
+        what: 'another vsys',
+        changes: { "@name='vsys1']/address": "@name='vsys2']/address" },
+        says: /with the xpath of the exercise\. Seen: .*vsys2/,
+      },
+      {
+        what: 'the candidate configuration',
+        changes: { "action: 'show'": "action: 'get'" },
+        says: /action=show.* Seen: action=get/,
+      },
+      {
+        what: 'no signal',
+        changes: {
+          'askFirewall(firewall, call, signal);\n  const { data } = addressesSchema':
+            'askFirewall(firewall, call, new AbortController().signal);\n  const { data } = '
+            + 'addressesSchema',
+        },
+        says: /cancelled by its client, and the call to the firewall must end too/,
+      },
+      {
+        what: 'the signal of the session only',
+        changes: {
+          'await askAddresses(firewall, signal)':
+            'await askAddresses(firewall, AbortSignal.any([signal.aborted ? signal : '
+            + 'sessionEnd.signal]))',
+        },
+        says: /cancelled by its client, and the call to the firewall must end too/,
+      },
+      {
+        what: 'a call that goes on when its client leaves',
+        changes: {
+          'const addresses = firewall ? await askAddresses(firewall, signal)': `const cancelled = new AbortController();
+    signal.onabort = () => setTimeout(() => sessionEnd.signal.aborted || cancelled.abort(), 50);
+    const addresses = firewall ? await askAddresses(firewall, cancelled.signal)`,
+        },
+        says: /Its client left, and the call to the firewall must end too/,
+      },
+      {
+        what: 'errors become an empty list',
+        changes: {
+          'await askFirewall(firewall, call, signal);\n  const { data } = addressesSchema':
+            'await askFirewall(firewall, call, signal).catch(() => undefined);\n  const { data '
+            + '} = addressesSchema',
+        },
+        says: /the tool must fail, and not return a result\. Seen: \{"addresses":\[\]\}/,
+      },
+      {
+        what: 'errors lose their words',
+        changes: {
+          'await askFirewall(firewall, call, signal);\n  const { data } = addressesSchema':
+            "await askFirewall(firewall, call, signal).catch(() => {\n    throw new Error('It "
+            + "failed.');\n  });\n  const { data } = addressesSchema",
+        },
+        says: /error must hold the firewall's own words/,
+      },
+      {
+        what: 'one entry is no list',
+        changes: { '[data?.address.entry ?? []].flat()': 'data?.address.entry ?? []' },
+        says: /has one address object/,
+      },
+      {
+        what: 'none is an error',
+        changes: { 'addressesSchema.safeParse(result)': '{ data: addressesSchema.parse(result) }' },
+        says: /has no address object/,
+      },
+      {
+        what: 'the names alone',
+        changes: {
+          'z.array(addressSchema).parse(entries)':
+            'z.array(z.object({ name: z.string() })).parse(entries)',
+        },
+        says: /has two address objects/,
+      },
+      {
+        what: 'no sample',
+        changes: { ': SAMPLE_ADDRESSES;': ': SAMPLE_ADDRESSES.slice(1);' },
+        says: /Without a firewall, it must return/,
+      },
+      {
+        what: 'a sample that does not say so',
+        changes: {
+          '    const addresses = firewall ?':
+            "    const SAMPLE_NOTE = 'Some addresses';\n    const addresses = firewall ?",
+        },
+        says: /must say that this is sample data/,
+      },
+      {
+        what: 'a call that never ends',
+        changes: {
+          ': SAMPLE_ADDRESSES;': ': await new Promise<typeof SAMPLE_ADDRESSES>(() => {});',
+        },
+        says: /called show_address_objects, .*no reply within 3 s/,
+      },
+    ],
+  },
+  6: {
+    right: [
+      {
+        what: 'a new client whenever the old one has broken, and onclose in place of a race',
+        changes: {
+          '    client.onerror = reject;\n':
+            '    client.onerror = () => void client.close();\n    client.onclose = () => '
+            + "reject(new Error('The stream has ended.'));\n",
+          'if (error instanceof McpError) throw error;':
+            'if (error instanceof McpError && error.code !== ErrorCode.ConnectionClosed) throw '
+            + 'error;',
+          'McpError }': 'ErrorCode, McpError }',
+        },
+      },
+      {
+        what: 'a client for each call',
+        changes: {
+          '        const { client, lost } = connection;\n':
+            '        await reconnect();\n        const { client, lost } = connection;\n',
+          '          await reconnect();\n': '',
+        },
+      },
+    ],
+    wrong: [
+      {
+        what: 'the client that it begins with',
+        changes: { 'await Promise.race([call, lost])': "await (name === '' ? lost : call)" },
+        says: /must be tried again\. Seen: no result within 4\.5 s/,
+      },
+      {
+        what: 'the same client is asked again',
+        changes: {
+          '          await reconnect();\n':
+            "          if (name === '') await reconnect();\n          await new "
+            + 'Promise((resolve) => setTimeout(resolve, 250));\n',
+        },
+        says: /must be tried again/,
+      },
+      {
+        what: 'a lost call is reported, not tried again',
+        changes: {
+          '          await reconnect();\n':
+            '          await reconnect();\n          throw error;\n',
+        },
+        says: /was on its way, and has come back: the call must be tried again/,
+      },
+      {
+        what: 'one try to reconnect',
+        changes: {
+          [PAUSE]: "        throw new Error('The server is not back.');\n",
+        },
+        says: /must be tried again\. Seen: The server is not back/,
+      },
+      {
+        what: 'the SDK reconnects, and the call is tried again after that',
+        changes: {
+          '          await reconnect();\n':
+            "          if (name === '') await reconnect();\n          await new "
+            + 'Promise((resolve) => setTimeout(resolve, 3500));\n          connection.lost = new '
+            + 'Promise<never>(() => {});\n',
+        },
+        says: /has come back: the call must be tried again/,
+      },
+      {
+        what: 'the old clients stay open',
+        changes: { '    await connection.client.close();\n    for (;;) {': '    for (;;) {' },
+        says: /one open stream: close the client that you replace|must be tried again once|no open stream/,
+      },
+      {
+        what: "a tool's error is tried again",
+        changes: {
+          'return (await Promise.race([call, lost])) as CallToolResult;':
+            'const result = (await Promise.race([call, lost])) as CallToolResult;\n          '
+            + "if (result.isError) throw new Error('The tool failed.');\n          return result;",
+        },
+        says: /that is an answer, and must not be tried again/,
+      },
+      {
+        what: 'what the server refuses is tried again for ever',
+        changes: {
+          '          if (error instanceof McpError) throw error; // The server has answered.\n': '',
+          'CallToolResult, McpError }': 'CallToolResult }',
+          'catch (error) {\n          await': 'catch {\n          await',
+        },
+        says: /no such tool: that is an answer too/,
+      },
+      {
+        what: 'close() does nothing',
+        changes: {
+          '    async close() {\n      await connection.client.close();\n': '    async close() {\n',
+        },
+        says: /After close\(\) the client must have no open stream/,
+      },
+    ],
+  },
+  7: {
+    right: [
+      {
+        what: 'sessions of Streamable HTTP, by a reply of JSON for each',
+        changes: {
+          'new StreamableHTTPServerTransport()':
+            'new StreamableHTTPServerTransport({ enableJsonResponse: true })',
+        },
+      },
+      {
+        what: 'POST only, and all that goes on in route()',
+        changes: {
+          [SERVED]: `  if (path === '/mcp') {
+    if (req.method !== 'POST') return reply(res, 405, 'Use POST', { Allow: 'POST' });
+    const mcpServer = sessions.options.getServer();
+    res.on('close', () => void mcpServer.close());
+    return handleMcp(mcpServer, req, res);
+  }
+`,
+          "  res.once('close', () => void transport.close());\n": '',
+        },
+      },
+    ],
+    wrong: [
+      {
+        what: 'no path',
+        changes: { "&& path !== '/mcp'": "&& path !== '/other'" },
+        says: /There must be a path \/mcp/,
+      },
+      {
+        what: 'before the token is looked at',
+        changes: {
+          [SERVED]: '',
+          '  if (!isAuthorized(req, token)) {\n':
+            "  if (path === '/mcp') return handleMcp(sessions.options.getServer(), req, "
+            + 'res);\n  if (!isAuthorized(req, token)) {\n',
+        },
+        says: /without a token for \/mcp must get 401/,
+      },
+      {
+        what: 'before the host is looked at',
+        changes: {
+          '  if (!res.socket) {':
+            "  if (req.url === '/mcp') return handleMcp(sessions.options.getServer(), req, "
+            + 'res);\n  if (!res.socket) {',
+        },
+        says: /foreign Origin for \/mcp must get 403/,
+      },
+      {
+        what: 'one McpServer for all requests',
+        changes: {
+          'return handleMcp(sessions.options.getServer(), req':
+            'return handleMcp((shared ??= sessions.options.getServer()), req',
+          '/** Serves Streamable HTTP without':
+            'let shared: McpServer | undefined;\n\n/** Serves Streamable HTTP without',
+        },
+        says: /at a time: each must succeed|must be able to connect|must get 200/,
+      },
+      {
+        what: 'one transport for all requests',
+        changes: {
+          [CONNECTED]: `  if (!shared) {
+    shared = new StreamableHTTPServerTransport();
+    await server.connect(shared);
+  }
+  const transport = shared;
+`,
+          '/** Serves Streamable HTTP without':
+            'let shared: StreamableHTTPServerTransport | undefined;\n\n/** Serves Streamable '
+            + 'HTTP without',
+        },
+        says: /must/,
+      },
+      {
+        what: 'nothing is closed',
+        changes: { "  res.once('close', () => void transport.close());\n": '' },
+        says: /left during a call, and the call to the firewall must end too/,
+      },
+      {
+        what: 'in place of SSE',
+        changes: {
+          "  if (path === ssePath && req.method === 'GET') {\n":
+            "  if (path === '/no-sse' && req.method === 'GET') {\n",
+        },
+        says: /A client of SSE, which goes on as before, must get a stream/,
+      },
+      {
+        what: 'an answer that never comes',
+        changes: { '  await transport.handleRequest(req, res);\n': '  void transport;\n' },
+        says: /`initialize` and the token must get 200\. Seen: no answer within 3 s/,
+      },
+    ],
+  },
+};
+
+// The starting points, and the folders in which the variants stand.
+
+/** The solutions that README.md prints: a diff for server.ts, or a whole file. */
+async function readSolutions() {
+  const readme = await readFile(join(import.meta.dirname, 'README.md'), 'utf8');
+  const solutions: Record<string, string> = {};
+  for (const part of readme.split(/^### Exercise /m).slice(1)) {
+    const [, code] = /^```(?:diff|ts)\n([^]*?)\n```$/m.exec(part.split(/^##+ /m)[0] ?? '') ?? [];
+    if (code) solutions[part[0] ?? ''] = `${code}\n`;
+  }
+  return solutions;
+}
+
+/** Changes a text as a diff says. The old lines of each hunk have to be there once. */
+function applyDiff(source: string, diff: string) {
+  const hunks = diff.split(/^@@.*\n/m).slice(1);
+  return hunks.reduce((text, hunk) => {
+    const lines = hunk.trimEnd().split('\n');
+    const side = (sign: string) => {
+      const kept = lines.filter((line) => !line.startsWith(sign)).map((line) => line.slice(1));
+      return `${kept.join('\n')}\n`;
+    };
+    return change(text, side('+'), side('-'));
+  }, source);
+}
+
+function change(source: string, from: string, to: string) {
+  assert.equal(source.split(from).length, 2, `this has to be there once:\n${from}`);
+  return source.replace(from, () => to);
+}
+
+function changeAll(source: string, changes: Record<string, string>) {
+  return Object.entries(changes).reduce((text, [from, to]) => change(text, from, to), source);
+}
+
+/** What the variants of an exercise change: the faulty server.ts, or the printed solution. */
+function startingPoint(name: string, source: string, solutions: Record<string, string>) {
+  if (name.startsWith('3')) return changeAll(source, FAULTS[name.slice(1)]?.changes ?? {});
+  if (name === '6') return solutions[name] ?? '';
+  return applyDiff(source, solutions[name] ?? '');
+}
+
+/** Writes each variant into a folder of its own below one root; returns the files to compile. */
+async function writeVariants(root: string) {
+  const source = await readFile(join(import.meta.dirname, 'server.ts'), 'utf8');
+  const solutions = await readSolutions();
+  const files: string[] = [];
+  for (const [name, variants] of Object.entries(VARIANTS)) {
+    const start = startingPoint(name, source, solutions);
+    const printed = name.startsWith('3') ? source : start;
+    const all = [{ what: PRINTED, changes: {} }, ...variants.right, ...variants.wrong];
+    for (const variant of all) {
+      const folder = variantFolder(root, name, variant.what);
+      await mkdir(folder);
+      await writeFile(join(folder, 'server.ts'), source);
+      const text = variant.what === PRINTED ? printed : changeAll(start, variant.changes);
+      const file = join(folder, EXERCISES[name]?.file ?? 'server.ts');
+      await writeFile(file, text);
+      files.push(file);
+    }
+  }
+  return files;
+}
+
+const PRINTED = 'the printed solution';
+
+function variantFolder(root: string, name: string, what: string) {
+  return join(root, `${name} ${what}`.replace(/\W+/g, '-'));
+}
+
+function testChecks() {
+  const cleanUps: (() => unknown)[] = [];
+  const shared = { after: (cleanUp: () => unknown) => void cleanUps.push(cleanUp) } as TestContext;
+  let root = '';
+  let stages: { quick: Stage; normal: Stage };
+
+  before(async () => {
+    root = await copyProject(shared);
+    await writeVariants(root).then((files) =>
+      writeFile(join(root, 'files.json'), JSON.stringify(files)),
+    );
+    const [quick, normal] = await Promise.all([openStage(shared, root), openStage(shared, root)]);
+    await quick.order('hurry', []);
+    stages = { quick, normal };
+  });
+
+  after(async () => {
+    for (const cleanUp of cleanUps.toReversed()) await cleanUp();
+  });
+
+  async function checkVariant(name: string, what: string) {
+    const { check } = EXERCISES[name] ?? {};
+    assert.ok(check);
+    const stage = check === checkSessions ? stages.quick : stages.normal;
+    return withCleanUp((t) => check(t, stage, variantFolder(root, name, what))).then(
+      () => undefined,
+      missingFrom,
+    );
+  }
+
+  for (const [name, { right, wrong }] of Object.entries(VARIANTS)) {
+    // For each letter of exercise 3 the printed solution is the same: server.ts as it was.
+    const printed = /^3[b-e]/.test(name) ? [] : [{ what: PRINTED }];
+    for (const { what } of [...printed, ...right]) {
+      test(`${spell(name)} takes: ${what}`, async () => {
+        assert.equal(await checkVariant(name, what), undefined);
+      });
+    }
+    for (const { what, says } of wrong) {
+      test(`${spell(name)} refuses: ${what}`, async () => {
+        const missing = await checkVariant(name, what);
+        assert.match(missing ?? 'it was taken', says ?? /./);
+        assert.doesNotMatch(missing ?? '', /\n|did not expect/);
+      });
+    }
+  }
+
+  test('all of these compile, so that it is their behaviour that is judged', async (t) => {
+    const files = JSON.parse(await readFile(join(root, 'files.json'), 'utf8')) as string[];
+    assert.equal(await findTypeError(t, root, files), undefined);
+  });
+}
+
+describe('The exercises: by hand', () => {
+  /** Plays a participant of exercise 1 or 2; returns what was printed, and what is missing. */
+  async function play(
+    byHand: NonNullable<Exercise['byHand']>,
+    learner: (url: string, t: TestContext, printed: string[]) => unknown,
+    typed: string[] = [],
+    seconds = 20,
+  ) {
+    const printed: string[] = [];
+    const missing = await withCleanUp((t) =>
+      byHand(t, {
+        folder: import.meta.dirname,
+        port: 0,
+        seconds,
+        print: (line) => printed.push(line),
+        readLines: () => Readable.from(typed),
+        learner: (url) => learner(url, t, printed),
+      }),
+    ).then(() => undefined, missingFrom);
+    return { missing, text: printed.join('\n') };
+  }
+
+  const initialize = { ...initializeMessage(), id: 1 };
+  const initialized = { jsonrpc: '2.0', method: 'notifications/initialized' };
+  const call = callTool(2, 'show_system_info');
+
+  async function doAllSteps(url: string, t: TestContext) {
+    const { post, next, close } = await openStream(t, url);
+    await post(initialize);
+    await next();
+    await post(initialized);
+    await post(call);
+    await next();
+    close();
+  }
+
+  test('1: all steps in one session, and it is done', async () => {
+    const { missing, text } = await play(followByHand, doAllSteps);
+    assert.equal(missing, undefined, text);
+    for (const step of STEPS) assert.ok(text.includes(`✔ ${step}`), text);
+  });
+
+  type Open = Awaited<ReturnType<typeof openStream>>;
+  const { id: _id, ...withoutId } = call;
+  const mistakes: Record<
+    string,
+    { says: RegExp; make: (open: Open, url: string, t: TestContext) => unknown }
+  > = {
+    'a call without an id': {
+      says: /Your call had no id, so nothing replied/,
+      make: async ({ post }) =>
+        void (await post(initialize), await post(initialized), await post(withoutId)),
+    },
+    'initialize without an id': {
+      says: /Your initialize had no id, so nothing replied/,
+      make: async ({ post }) => void (await post({ ...initialize, id: undefined })),
+    },
+    'a call before initialize': {
+      says: /You called the tool before initialize/,
+      make: async ({ post }) => void (await post(call)),
+    },
+    'a call on another stream': {
+      says: /on another stream than the one that you initialized/,
+      make: async ({ post }, url, t) => {
+        await post(initialize);
+        await post(initialized);
+        await (await openStream(t, url)).post(call);
+      },
+    },
+    'a call before the notification': {
+      says: /before notifications\/initialized/,
+      make: async ({ post }) => void (await post(initialize), await post(call)),
+    },
+    'a notification with an id': {
+      says: /Your notification had an id/,
+      make: async ({ post }) =>
+        void (await post(initialize), await post({ ...initialized, id: 5 })),
+    },
+    'a misspelt tool': {
+      says: /You called the tool show_system, and it is called show_system_info/,
+      make: async ({ post }) => {
+        await post(initialize);
+        await post(initialized);
+        await post(callTool(2, 'show_system'));
+      },
+    },
+    'initialize that the server answers with an error': {
+      says: /Your initialize was answered with an error/,
+      make: async ({ post }) => void (await post({ jsonrpc: '2.0', id: 1, method: 'initialize' })),
+    },
+    'a stream that ends too early': {
+      says: /ended, and its session with it, before all steps were done/,
+      make: async ({ post, close }) => {
+        await post(initialize);
+        close();
+      },
+    },
+    'no id in the address': {
+      says: /it named no session: post to the whole address/,
+      make: (_open, url) => ask(new URL('/messages', url), { method: 'POST', body: '{}' }),
+    },
+    'an id that is cut': {
+      says: /no open stream has this id/,
+      make: (_open, url) =>
+        ask(new URL('/messages?sessionId=6fa1', url), { method: 'POST', body: '{}' }),
+    },
+    "curl's own content type": {
+      says: /needs the header Content-Type: application\/json/,
+      make: ({ post }) =>
+        post(initialize, { headers: { 'content-type': 'application/x-www-form-urlencoded' } }),
+    },
+    'quotes that the shell has eaten': {
+      says: /must be one JSON-RPC message: look at its quotes/,
+      make: ({ post }) => post('{jsonrpc:2.0}'),
+    },
+  };
+  test('1: each mistake is told, and the right steps count all the same', async () => {
+    const { missing, text } = await play(followByHand, async (url, t, printed) => {
+      for (const [what, { says, make }] of Object.entries(mistakes)) {
+        const before = printed.length;
+        const open = await openStream(t, url);
+        await make(open, url, t);
+        await eventually(async () => says.test(printed.slice(before).join('\n')), what);
+        open.close();
+      }
+      await doAllSteps(url, t);
+    });
+    assert.equal(missing, undefined, text);
+  });
+
+  test('1: too few steps, and it names the next one', async () => {
+    const { missing } = await play(followByHand, () => {}, [], 0.2);
+    assert.match(missing ?? '', /^The next step is: open a stream\./);
+  });
+
+  const PREDICTIONS = ['400 missing', 'soon', '404 unknown session', '404 not found', '410 gone'];
+
+  async function meetRefusals(url: string, t: TestContext) {
+    const { post, close } = await openStream(t, url);
+    await post(initialize);
+    await ask(new URL('/messages?sessionId=mine', url));
+    close();
+    await eventually(async () => (await post(ping(3))).status === 404);
+    for (const path of ['/messages', '/messages?sessionId=mine', '/message']) {
+      await ask(new URL(path, url), { method: 'POST' });
+    }
+  }
+
+  test('2: four predictions, four refusals, and it is done', async () => {
+    const { missing, text } = await play(refuseByHand, meetRefusals, PREDICTIONS);
+    assert.equal(missing, undefined, text);
+    assert.match(text, /Begin with a status of three digits/);
+    assert.match(
+      text,
+      /✘ a POST to a session whose stream has ended: you said "410 gone", it was 404 "Session not found/,
+    );
+    assert.match(
+      text,
+      /POST \/messages\?sessionId=\S* got 202: it was taken, so its stream is still open/,
+    );
+    assert.match(text, /GET \/messages\?sessionId=mine got 405: that was a GET/);
+    assert.match(text, /You predicted 3 of 4 statuses/);
+  });
+
+  test('2: no predictions, or no refusals, and it is not done', async () => {
+    const early = await play(refuseByHand, () => {}, ['400 missing']);
+    assert.match(early.missing ?? '', /^Each of the four needs a prediction/);
+    const idle = await play(refuseByHand, () => {}, PREDICTIONS, 0.2);
+    assert.match(
+      idle.missing ?? '',
+      /^Still missing: .*without an id; .*made up; .*not there.*; .*ended/,
+    );
+  });
+
+  test('a port that is in use: it says to stop npm start', async (t) => {
+    const { port } = await startServer(t);
+    const print = () => {};
+    const options = {
+      folder: import.meta.dirname,
+      port,
+      seconds: 1,
+      print,
+      readLines: () => Readable.from([]),
+    };
+    const missing = await withCleanUp((scope) => followByHand(scope, options)).catch(missingFrom);
+    assert.match(String(missing), /^Port \d+ is in use: stop `npm start` with Ctrl-C/);
+  });
+});
+
+function initializeMessage() {
+  const clientInfo = { name: 'learner', version: '1.0.0' };
+  const params = { protocolVersion: '2024-11-05', capabilities: {}, clientInfo };
+  return { jsonrpc: '2.0', method: 'initialize', params };
+}
+
+function testCommands() {
+  /** A folder of a participant's own, and the commands in it. */
+  async function startWorkshop(t: TestContext, changes: Record<string, string> = {}) {
+    const folder = await copyProject(t, changes);
+    const file = join(folder, 'server.ts');
+    const printing = new EventEmitter();
+    async function run(command: string, ...args: string[]) {
+      const printed: string[] = [];
+      const code = await runWorkshop(command, args, {
+        folder,
+        port: 0,
+        seconds: 50,
+        limit: 50_000,
+        readLines: () => Readable.from([]),
+        print: (line) => void (printed.push(line), printing.emit(line.trim().slice(0, 8))),
+      });
+      return { code, text: printed.join('\n') };
+    }
+    return { folder, file, printing, run };
+  }
+
+  test('the list has a sign for each exercise, and names the next one', async (t) => {
+    const { run } = await startWorkshop(t);
+    const { code, text } = await run('exercise');
+    assert.equal(code, 0);
+    const signs = [...text.matchAll(/^(✔|○) (\d(?: \w)?) /gm)].map(
+      ([, sign, name]) => `${sign}${name}`,
+    );
+    assert.deepEqual(signs, [
+      '○1',
+      '○2',
+      '○3 a',
+      '○3 b',
+      '○3 c',
+      '○3 d',
+      '○3 e',
+      '○4',
+      '○5',
+      '○6',
+      '○7',
+    ]);
+    assert.match(text, /The next one: npm run exercise 1$/);
+    assert.match(
+      (await run('exercise', '3')).text,
+      /^○ 3 a .*\n.*next one: npm run exercise 3 a$/s,
+    );
+  });
+
+  test('a wrong name gets a sentence', async (t) => {
+    const { run } = await startWorkshop(t);
+    for (const args of [['8'], ['3', 'f'], ['four'], ['__proto__']]) {
+      const { code, text } = await run('exercise', ...args);
+      assert.equal(code, 2);
+      assert.match(text, /There is no exercise ".+"\. `npm run exercise` lists them/);
+    }
+  });
+
+  test('hints come one after the other, and begin again after the last', async (t) => {
+    const { run } = await startWorkshop(t);
+    const { hints = [] } = EXERCISES['4'] ?? {};
+    for (const [i, hint] of [...hints, hints[0]].entries()) {
+      const { text } = await run('hint', '4');
+      assert.ok(text.includes(`Hint ${(i % hints.length) + 1} of ${hints.length}: ${hint}`), text);
+    }
+    assert.match((await run('hint', '3', 'a')).text, /Hint 1 of/);
+  });
+
+  test('a fault is put in place, shown, and checked', async (t) => {
+    const { folder, file, run } = await startWorkshop(t);
+    const original = await readFile(file, 'utf8');
+    await run('exercise');
+    await writeFile(file, `${original}// My own.\n`);
+    const first = await run('exercise', '3', 'd');
+    assert.equal(first.code, 0);
+    assert.match(
+      first.text,
+      /Client 1: called the tool.*Client 2: SSE error: Non-200 status code \(500\)/s,
+    );
+    assert.match(first.text, /Server's log: .*Already connected to a transport/);
+    assert.equal(await readFile(file, 'utf8'), changeAll(original, FAULTS['d']?.changes ?? {}));
+    assert.match(await readFile(join(folder, 'attempt-1.ts'), 'utf8'), /My own/);
+    const second = await run('exercise', '3', 'e');
+    assert.match(
+      second.text,
+      /Client \d, idle for a minute behind a proxy: SSE error: .*terminated/,
+    );
+    await writeFile(file, original);
+    const { code, text } = await run('exercise', '3', 'e');
+    assert.equal(code, 0, text);
+    assert.match((await run('exercise')).text, /✔ 3 e/);
+  });
+
+  test('a reset puts server.ts back, and keeps the attempt beside it', async (t) => {
+    const { folder, file, run } = await startWorkshop(t);
+    const original = await readFile(file, 'utf8');
+    await run('exercise');
+    for (const [i, attempt] of ['first', 'second'].entries()) {
+      await writeFile(file, attempt);
+      const name = `attempt-${i + 1}.ts`;
+      assert.match((await run('reset')).text, new RegExp(`Your attempt is kept in ${name}`));
+      assert.equal(await readFile(file, 'utf8'), original);
+      assert.equal(await readFile(join(folder, name), 'utf8'), attempt);
+    }
+    assert.match((await run('reset')).text, /nothing to put back/);
+    await rm(file);
+    await run('reset');
+    assert.equal(await readFile(file, 'utf8'), original);
+  });
+
+  test('a server.ts that was changed before the first command is told', async (t) => {
+    const { run } = await startWorkshop(t, {
+      'const { sessionId } = transport;': 'const sessionId = transport.sessionId;',
+    });
+    assert.match((await run('exercise')).text, /It has been changed already/);
+    await assert.rejects(
+      run('exercise', '3', 'a'),
+      /is not the original: it has to hold this once/,
+    );
+  });
+
+  test('a server.ts that ends, or is blocked, does not stop the check', async (t) => {
+    const route = '  const url = requestedUrl(req);\n';
+    const faults = [
+      { [route]: `${route}  setImmediate(() => {\n    throw new Error('Oh');\n  });\n  return;\n` },
+      { [route]: `  while (req.url) continue;\n${route}` },
+    ];
+    const missing = await Promise.all(
+      faults.map(async (changes) => {
+        const { folder, run } = await startWorkshop(t, changes);
+        await run('exercise');
+        return withCleanUp((scope) => checkOnStage(scope, folder, checkHealth));
+      }),
+    );
+    assert.match(missing[0] ?? '', /^The process of your file has ended\. Seen: Error: Oh$/);
+    assert.match(missing[1] ?? '', /^GET \/healthz must be answered: .* no answer within 3 s/);
+  });
+
+  test('--watch checks at each save, until it is done', async (t) => {
+    const { file, printing, run } = await startWorkshop(t);
+    const solutions = await readSolutions();
+    const original = await readFile(file, 'utf8');
+    await run('exercise');
+    await writeFile(file, original.replace('KEEP_ALIVE_MS = 15_000', "KEEP_ALIVE_MS: number = ''"));
+    const isWatching = once(printing, 'Watching');
+    const watching = run('exercise', '4', '--watch');
+    await isWatching;
+    await writeFile(file, applyDiff(original, solutions['4'] ?? ''));
+    const { code, text } = await watching;
+    assert.equal(code, 0);
+    assert.match(
+      text,
+      /✘ Not yet: server\.ts does not compile: line \d+: Type 'string' is not .*Watching server\.ts.*✔ Exercise 4 is done/s,
+    );
+  });
+
+  test('npm run exercise and reset work where server.ts is broken', async (t) => {
+    const { folder, file, run } = await startWorkshop(t);
+    await copyFile(join(import.meta.dirname, 'server.test.ts'), join(folder, 'server.test.ts'));
+    await run('exercise');
+    await writeFile(file, 'const {');
+    const { scripts } = JSON.parse(await readFile(join(folder, 'package.json'), 'utf8'));
+    async function runScript(script: string, ...args: string[]) {
+      const words = (scripts[script] as string).split(' ').slice(3);
+      const { exit, lines } = runNode(t, [...words, ...args], {}, folder);
+      return { code: await exit, text: lines.join('\n') };
+    }
+    const exercise = await runScript('exercise', '4');
+    assert.equal(exercise.code, 1);
+    assert.match(
+      exercise.text,
+      /^✘ Not yet: server\.ts does not compile: line 1: .*\n.*npm run hint 4$/,
+    );
+    assert.match((await runScript('reset')).text, /server\.ts is as it was/);
+  });
+}
+
+// The longest ones wait most of the time, so they do it side by side.
+describe(
+  'The exercises: checks and commands',
+  () => {
+    void nodeDescribe('what the checks take and refuse', { concurrency: 24 }, testChecks);
+    void nodeDescribe('the commands', { concurrency: 6 }, testCommands);
+  },
+  { concurrency: 2 },
+);
 
 // ==== From here on, delete what you do not need: the load and the README ======================
 
@@ -4739,7 +7709,7 @@ describe('The README', async () => {
     for (const command of commands) {
       const [script = '', number = ''] = command.split(' ');
       assert.ok(scripts[script], `npm run ${script}`);
-      if (script === 'exercise') assert.ok(exercises[number], `exercise ${number}`);
+      if (script === 'exercise') assert.ok(number in EXERCISES || number === '3', `exercise ${number}`);
     }
   });
 
@@ -4807,42 +7777,6 @@ describe('The README', async () => {
     await ended;
     await runAll(last);
   });
-
-  const steps = {
-    1: /open a stream; .*initialize; .*end the stream/,
-    2: /without an id; .*made up; .*not there; .*ended/,
-  };
-  for (const [number, missing] of Object.entries(steps)) {
-    test(`the check of exercise ${number} waits for each step and sees it`, async (t) => {
-      const check = exercises[number];
-      assert.ok(check);
-      await assert.rejects(check(t, { port: 0, seconds: 0.1, learner: () => {} }), missing);
-      // The check may end, and its server with it, before the learner has seen the last answer.
-      const learner = (url: string) => doAllSteps(t, url).catch(() => {});
-      await check(t, { port: 0, seconds: 30, learner });
-    });
-  }
-
-  const missing = {
-    3: /healthz answers 404/,
-    4: /no tool show_address_objects/,
-    5: /0 of 2 progress/,
-    6: /can't connect to \/mcp/,
-  };
-  for (const [number, message] of Object.entries(missing)) {
-    test(`the check of exercise ${number} fails at first, and passes with the solution`, async (t) => {
-      await assert.rejects(exercises[number]?.(t) ?? Promise.resolve(), message);
-      const folder = await copyProject(t);
-      await copyFile(join(import.meta.dirname, 'server.test.ts'), join(folder, 'server.test.ts'));
-      const [diff = ''] = blocks(section(`### Exercise ${number}.*`));
-      await applyDiff(folder, diff);
-      const args = ['--test-reporter=spec', 'server.test.ts', 'exercise', number];
-      const check = runNode(t, args, {}, folder);
-      const types = runNode(t, await typecheckArguments(), {}, folder);
-      assert.equal(await check.exit, 0, check.lines.join('\n'));
-      assert.equal(await types.exit, 0, types.lines.join('\n'));
-    });
-  }
 });
 
 /** Ids and ports differ from run to run. */
@@ -4873,35 +7807,4 @@ function openShell(t: TestContext, ...args: string[]) {
     child.stdin.write(`${line}\n`);
   }
   return { child, printed, run };
-}
-
-/** Does what exercises 1 and 2 ask for. */
-async function doAllSteps(t: TestContext, url: string) {
-  const { post, next, close } = await openStream(t, url);
-  const clientInfo = { name: 'learner', version: '1.0.0' };
-  const params = { protocolVersion: '2024-11-05', capabilities: {}, clientInfo };
-  await post({ jsonrpc: '2.0', id: 1, method: 'initialize', params });
-  await next();
-  await post(callTool(2, 'show_system_info'));
-  await next();
-  for (const path of ['/messages', '/messages?sessionId=mine', '/message']) {
-    await fetch(url + path, { method: 'POST' });
-  }
-  close();
-  await eventually(async () => (await post(ping(3))).status === 404);
-}
-
-/** Changes server.ts in this folder as the diff says; git does it, also outside a repository. */
-async function applyDiff(folder: string, diff: string) {
-  const file = join(folder, 'solution.diff');
-  await writeFile(file, `--- a/server.ts\n+++ b/server.ts\n${diff}\n`);
-  const { status, stderr } = spawnSync('git', ['apply', '--unidiff-zero', file], { cwd: folder });
-  assert.equal(status, 0, String(stderr));
-}
-
-/** What `npm run typecheck` runs, for server.ts alone. */
-async function typecheckArguments() {
-  const { scripts } = JSON.parse(await readFile(join(import.meta.dirname, 'package.json'), 'utf8'));
-  const options = scripts.typecheck.split(' ').slice(1, -1) as string[];
-  return [join(import.meta.dirname, 'node_modules/typescript/bin/tsc'), ...options];
 }
