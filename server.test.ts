@@ -941,7 +941,7 @@ async function untilEnded(stream: EventStream) {
 /** A server whose tool answers with so much that the kernel cannot take it all. */
 function getFlood() {
   const server = new McpServer({ name: 'flood', version: '1.0.0' });
-  const text = 'x'.repeat(32 * 1024 * 1024);
+  const text = 'x'.repeat(12 * 1024 * 1024);
   server.registerTool('flood', {}, () => ({ content: [{ type: 'text', text }] }));
   return server;
 }
@@ -2997,9 +2997,16 @@ async function expectFindings(
   return { ...diagnosis, told };
 }
 
+const doctorSuites: (() => void)[] = [];
+
+/** A suite of the doctor. Its tests wait most of the time, so they run side by side. */
+function describeDoctor(name: string, run: () => void, options: { concurrency: number }) {
+  doctorSuites.push(() => describe(name, run, options));
+}
+
 // ---- Healthy servers -------------------------------------------------------------------------
 
-describe('The doctor: healthy servers have no finding', () => {
+describeDoctor('Healthy servers have no finding', () => {
   test('the pattern of the SDK', async (t) => {
     await expectFindings(`${await serve(t, sdkServer())}/sse`, []);
   });
@@ -3170,7 +3177,7 @@ function compressAndFlush(upstream: http.IncomingMessage, res: http.ServerRespon
 
 // ---- Faults of the connection ----------------------------------------------------------------
 
-describe('The doctor: the way to the server', () => {
+describeDoctor('The way to the server', () => {
   test('unreachable: nobody listens', async (t) => {
     const url = await serve(t, () => {});
     const server = net.createServer();
@@ -3327,7 +3334,7 @@ AwIDSAAwRQIgAeYNjyeJFgKfaMnnOMQwjamdTj50P/Oz5Jz9b2aZKhQCIQDHV057
 
 // ---- Faults of sessions ----------------------------------------------------------------------
 
-describe('The doctor: the endpoint and the session', () => {
+describeDoctor('The endpoint and the session', () => {
   test('other-origin: an absolute endpoint with an internal name', async (t) => {
     const endpoint = (id: string) => `http://mcp-server.internal:8000/messages?sessionId=${id}`;
     await expectFindings(`${await serve(t, byHand({ endpoint }))}/sse`, ['other-origin']);
@@ -3597,7 +3604,7 @@ describe('The doctor: the endpoint and the session', () => {
 
 // ---- Faults of messages ----------------------------------------------------------------------
 
-describe('The doctor: messages and time', () => {
+describeDoctor('Messages and time', () => {
   test('reply-lost: the reply comes in the body of the POST', async (t) => {
     const url = await serve(t, byHand({
       answer: (message, _stream, post) => {
@@ -3787,7 +3794,7 @@ function pythonLike(): Handler {
 
 // ---- Bounds, the raw client and the command line ---------------------------------------------
 
-describe('The doctor: bounds, the raw client and the command line', () => {
+describeDoctor('Bounds, the raw client and the command line', () => {
   test('a server that drips its answers', async (t) => {
     const url = await serve(t, (req, res) => {
       res.writeHead(404);
@@ -4046,7 +4053,7 @@ async function lookUpUser(req: IncomingMessage) {
 const QUICK = `data:text/javascript,const start = setInterval;
 globalThis.setInterval = (run, ms, ...args) => start(run, Math.min(ms, 150), ...args);`;
 
-describe('The doctor: the faults of the workshop in server.ts', () => {
+describeDoctor('The faults of the workshop in server.ts', () => {
   const options = {
     endpointLimit: 2000, replyLimit: 2000, pause: 300, watch: 1500, shortestSilence: 1000,
   };
@@ -4063,6 +4070,10 @@ describe('The doctor: the faults of the workshop in server.ts', () => {
     await expectFindings(`${url}/sse`, [], options);
   });
 }, { concurrency: 8 });
+
+describe('The doctor', () => {
+  for (const suite of doctorSuites) suite();
+}, { concurrency: 2 });
 
 // ==== From here on, delete what you do not need: the tool and its firewall ====================
 
@@ -7777,7 +7788,7 @@ describe('The README', async () => {
     await ended;
     await runAll(last);
   });
-});
+}, { concurrency: 4 });
 
 /** Ids and ports differ from run to run. */
 function mask(text: string) {

@@ -72,7 +72,9 @@ class Sessions {
       // The SDK calls this for close() and again when the response closes. The first call counts.
       if (!this.transports.delete(sessionId)) return;
       clearInterval(keepAlive);
-      if (started) this.endSession(session, started);
+      if (!started) return; // It has ended while it opened, and no hook has heard of it.
+      req.socket.end(); // A connection that the client keeps would make shutdown() wait.
+      this.endSession(session, started);
     };
     transport.onmessage = () => this.beforeMessage(transport, res);
     try {
