@@ -7104,17 +7104,20 @@ async function readSolutions() {
   return solutions;
 }
 
-/** Changes a text as a diff says. The old lines of each hunk have to be there once. */
+/** Changes a text as a diff says. The old lines of each hunk have to stand where it says. */
 function applyDiff(source: string, diff: string) {
-  const hunks = diff.split(/^@@.*\n/m).slice(1);
-  return hunks.reduce((text, hunk) => {
-    const lines = hunk.trimEnd().split('\n');
-    const side = (sign: string) => {
-      const kept = lines.filter((line) => !line.startsWith(sign)).map((line) => line.slice(1));
-      return `${kept.join('\n')}\n`;
-    };
-    return change(text, side('+'), side('-'));
-  }, source);
+  const result = source.split('\n');
+  let shift = 0;
+  for (const [hunk, start] of diff.matchAll(/^@@ -(\d+).*\n(?:[ +-].*\n|\n)*/gm)) {
+    const lines = hunk.trimEnd().split('\n').slice(1);
+    const before = lines.filter((line) => !line.startsWith('+')).map((line) => line.slice(1));
+    const after = lines.filter((line) => !line.startsWith('-')).map((line) => line.slice(1));
+    const at = Number(start) - 1 + shift;
+    assert.deepEqual(result.slice(at, at + before.length), before, `this does not fit:\n${hunk}`);
+    result.splice(at, before.length, ...after);
+    shift += after.length - before.length;
+  }
+  return result.join('\n');
 }
 
 function change(source: string, from: string, to: string) {
