@@ -1469,9 +1469,9 @@ async function runSlowHook(t: TestContext, code: string, changes: Record<string,
 
 // ==== From here on, delete what you do not need: the doctor ===================================
 
-// Read it in this order: FINDINGS is all that the doctor can say; `examine` lists the checks as
-// they follow each other; the checks themselves come in the same order, and then the command line.
-// Its tests have a faulty server for each finding, and healthy servers for none.
+// Read it in this order: FINDINGS holds all that the doctor can say, and `examine` lists the checks
+// in their order. The checks themselves follow in the same order, and then the command line. The
+// tests have a faulty server for each finding, and healthy servers on which nothing may be found.
 
 import { randomBytes, randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -2222,7 +2222,7 @@ function explainEarlyEnd(visit: Visit, stream: EventStream, { seen }: Outcome) {
   return false;
 }
 
-/** A message was taken, or not even answered, and no reply came. */
+/** A message was accepted, or not even answered, and no reply came. */
 async function explainLoss(
   visit: Visit, stream: EventStream, outcome: Outcome, isFirst: boolean,
 ) {
@@ -2272,7 +2272,7 @@ async function explainRefusal(
     return false;
   }
   if (visit.otherOrigin !== undefined) {
-    note(visit, `${seen}: the doctor posts to the URL's own origin only, and can tell no more.`);
+    note(visit, `${seen}: the doctor posts only to the URL's own origin, so it can say no more about this.`);
     return false;
   }
   if (NOT_ABOUT_SESSION.includes(answer.status)) {
@@ -2360,7 +2360,7 @@ async function findPrefix(visit: Visit, stream: EventStream, { answer, seen }: O
 
 /**
  * Names why sessions are unknown, by several POSTs on each of several new streams. Marks are a
- * text for each stream: + for a POST that was taken, - for one that was refused.
+ * text for each stream: + for a POST that was accepted, - for one that was refused.
  */
 async function tellApart(
   visit: Visit, before: string, seen: string, ifNoneIsTaken: FindingName = 'id-not-filed',
@@ -2380,12 +2380,12 @@ async function tellApart(
   return name;
 }
 
-/** `--++` is told as `2 POSTs were refused, then 2 POSTs were taken`. */
+/** `--++` is told as `2 POSTs were refused, then 2 POSTs were accepted`. */
 function describeMarks(marks: string) {
   const runs = marks.match(/\++|-+/g) ?? [];
   const words = runs.map((run) => {
     const verb = run.length === 1 ? 'was' : 'were';
-    return `${countOf(run.length, 'POST')} ${verb} ${run.startsWith('+') ? 'taken' : 'refused'}`;
+    return `${countOf(run.length, 'POST')} ${verb} ${run.startsWith('+') ? 'accepted' : 'refused'}`;
   });
   return words.join(', then ');
 }
@@ -2514,7 +2514,8 @@ async function isCutAlone(visit: Visit, ended: EventStream) {
   await alone.waitFor(() => undefined, lived + visit.limits.pause);
   if (!alone.endpoint || !alone.ended) return false;
   const again = seconds(Date.now() - alone.openedAt);
-  const seen = `The stream ended by itself after ${seconds(lived)}, and one alone after ${again}`;
+  const first = `The stream ended by itself after ${seconds(lived)}`;
+  const seen = `${first}, and a stream that was alone ended after ${again}`;
   accuse(visit, 'cut-off', seen);
   return true;
 }
@@ -2616,7 +2617,7 @@ async function checkWatch(visit: Visit, canPost: boolean) {
   if (isNamed(visit, 'cut-off')) return;
   const session = canPost ? await freshSession(visit) : undefined;
   const stream = session ?? await connect(visit);
-  if (!stream.endpoint) return note(visit, 'No new stream could be opened to be watched.');
+  if (!stream.endpoint) return note(visit, 'No new stream could be opened for the watch.');
   const { watch, shortestSilence } = visit.limits;
   note(visit, `Watching an open stream for ${seconds(watch)} …`);
   const startedAt = Date.now();
@@ -2743,7 +2744,7 @@ function readArguments(args: string[]): Wanted | string {
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
     if (code === 'ERR_PARSE_ARGS_INVALID_OPTION_VALUE') {
-      return '--watch and --header need a value behind them, and --json takes none.';
+      return '--watch and --header need a value after them, and --json takes none.';
     }
     const [sentence = ''] = message.split(/(?<=\.) |\n/);
     return sentence;
@@ -2804,7 +2805,7 @@ function summaryOf({ findings, isComplete }: Diagnosis) {
 const countOf = (number: number, word: string) => `${number} ${word}${number === 1 ? '' : 's'}`;
 
 if (task === 'doctor') {
-  // Nobody reads on, as behind `| head`.
+  // A reader such as `| head` may stop reading.
   process.stdout.on('error', () => process.exit());
   process.exitCode = await runDoctor(process.argv.slice(3));
 }
@@ -3984,8 +3985,8 @@ describeDoctor('Bounds, the raw client and the command line', () => {
   });
 }, { concurrency: 10 });
 
-// The faults that exercise 3 of the workshop puts into server.ts: to each the name that the doctor
-// gives it, and the changes, each from a text that server.ts holds once.
+// The faults that exercise 3 of the workshop puts into server.ts. Each has the name of the doctor's
+// finding, and the changes: each replaces a text that server.ts holds exactly once.
 type Fault = { what: string; finding: FindingName; changes: Record<string, string> };
 const FAULTS: Record<string, Fault> = {
   a: {
@@ -4569,7 +4570,7 @@ function demand(found: unknown, missing: string, seen = ''): asserts found {
   throw new NotYet(line ? `${missing} Seen: ${line.slice(0, 300)}` : missing);
 }
 
-/** What a request got, for a message. */
+/** The answer to a request, as a message quotes it. */
 function seenAs({ status, text }: Answer) {
   return status === 0 ? text : `${status} ${JSON.stringify(text.trim().slice(0, 120))}`;
 }
@@ -4806,14 +4807,14 @@ async function enter(t: TestContext, url: string, headers: HeaderMap = {}, who =
   t.after(() => stream.close());
   demand(stream.isEventStream(), `${who} must get a stream from GET /sse.`, seenAs(stream.answer));
   const endpoint = await stream.waitFor(() => stream.endpoint, 2000);
-  demand(endpoint, `${who} must get an endpoint event as the first one on its stream.`);
+  demand(endpoint, `${who} must get an endpoint event as the first event on its stream.`);
   return stream;
 }
 
 /** Calls a tool on a stream. */
 async function callOn(stream: EventStream, name: string, who = 'A client', limit = 3000) {
   const { answer, reply } = await stream.request('tools/call', { name, arguments: {} }, limit);
-  demand(isTaken(answer), `${who} called ${name}, and its POST must be taken.`, seenAs(answer));
+  demand(isTaken(answer), `${who} called ${name}, and its POST must be accepted.`, seenAs(answer));
   const seen = stream.ended ? 'the stream has ended' : `no reply within ${limit / 1000} s`;
   demand(reply, `${who} called ${name}, and the reply must come on its own stream.`, seen);
   return (reply.message.result ?? { content: [], isError: true }) as CallToolResult;
@@ -4845,9 +4846,9 @@ const checkSessions: Check = async (t, stage, folder) => {
   const url = await stage.order('serveSlowly', [fileUrl(folder, 'server.ts')]);
   const proxy = await startImpatientProxy(t, url, 2000);
   const enterAndCall = async (number: number) => {
-    const who = `Client ${number} of three at a time`;
+    const who = `Client ${number} of three`;
     const stream = await enter(t, proxy, {}, who);
-    await callOn(stream, 'show_system_info', `${who}, quick as it is,`);
+    await callOn(stream, 'show_system_info', `${who}, without waiting,`);
     return stream;
   };
   const [first, second, third] = await Promise.all([
@@ -4875,8 +4876,8 @@ async function checkIdleMinute(url: string, idle: EventStream) {
   const [{ findings }] = await Promise.all([diagnose(`${url}/sse`, watched), sleep(2500)]);
   demand(
     !idle.ended,
-    'A stream must outlive a proxy that ends what is silent for 60 s (the check lets your '
-      + 'timers run 30 times as fast).',
+    'A stream must outlive a proxy that ends connections that are silent for 60 s (the check '
+      + 'lets your timers run 30 times as fast).',
     `the stream has ended, with ${idle.comments.length} comments on it`,
   );
   await callOn(idle, 'show_system_info', 'A client that was idle for a minute');
@@ -4911,12 +4912,12 @@ async function askHealth(url: string) {
   const answer = await ask(new URL('/healthz', url), { limit: 3000 });
   demand(
     answer.code !== 'TIMEOUT',
-    'GET /healthz must be answered: each way through route() ends in reply().',
+    'GET /healthz must be answered: each path through route() has to end in reply().',
     seenAs(answer),
   );
   demand(
     answer.status !== 401,
-    'GET /healthz must be answered without a token: who looks after a server seldom has one.',
+    'GET /healthz must be answered without a token: a monitoring program seldom has one.',
     seenAs(answer),
   );
   demand(answer.status === 200, 'GET /healthz must be answered with 200.', seenAs(answer));
@@ -4960,11 +4961,11 @@ async function healthIs(url: string, wanted: Partial<Health>, when: string) {
 
 const checkHealth: Check = async (t, stage, folder) => {
   const url = await serveFile(stage, folder, { MCP_TOKEN: TOKEN });
-  await healthIs(url, { sessions: 0, started: 0, longestMs: 0 }, 'No stream was opened yet');
+  await healthIs(url, { sessions: 0, started: 0, longestMs: 0 }, 'No stream has been opened yet');
   const rebound = await ask(new URL('/healthz', url), { headers: { host: 'attacker.example' } });
   demand(
     rebound.status === 403,
-    'GET /healthz for a foreign Host must get 403, as any other request: answer it after '
+    'GET /healthz for a foreign Host must get 403, as any other request does: answer it after '
       + 'isAllowed().',
     seenAs(rebound),
   );
@@ -4985,7 +4986,7 @@ async function checkUncounted(t: TestContext, url: string) {
   const stream = await openEventStream(`${url}/sse?slow`, { headers: WITH_TOKEN });
   t.after(() => stream.close());
   await stream.waitFor(() => stream.endpoint, 2000);
-  await healthIs(url, none, 'A stream is still opening, and onSessionStart was not called yet');
+  await healthIs(url, none, 'A stream is still opening, and onSessionStart has not been called yet');
   stream.close();
   await until(async () => {
     const { status } = await stream.post(ping(1));
@@ -5035,7 +5036,7 @@ const ADDRESS_TOOL = 'show_address_objects';
 const ADDRESS_XPATH =
   "/config/devices/entry[@name='localhost.localdomain']/vsys/entry[@name='vsys1']/address";
 
-/** A stand-in firewall whose reply can be changed; without one it keeps its callers waiting. */
+/** A stand-in firewall whose reply can be changed. Without a reply, it keeps its callers waiting. */
 async function startChangingFirewall(t: TestContext) {
   const state: { reply: string | undefined; status: number } = { reply: undefined, status: 200 };
   const firewall = await startFirewall(t, (_req, res) => {
@@ -5055,7 +5056,7 @@ const checkAddresses: Check = async (t, stage, folder) => {
   state.reply = undefined;
   await checkEndOfCall(
     events,
-    'It was cancelled by its client, and',
+    'A call was cancelled by its client, and',
     'pass the signal on',
     async () => {
       const request = callTool(9_001, ADDRESS_TOOL);
@@ -5068,7 +5069,7 @@ const checkAddresses: Check = async (t, stage, folder) => {
         });
     },
   );
-  await checkEndOfCall(events, 'Its client left, and', 'pass the signal on', async () => {
+  await checkEndOfCall(events, 'The client of a call left, and', 'pass the signal on', async () => {
     await stream.post(callTool(9_002, ADDRESS_TOOL));
     return () => stream.close();
   });
@@ -5093,12 +5094,12 @@ async function checkAddressSample(t: TestContext, url: string) {
   const [sample] = addressesOf(structuredContent) ?? [];
   demand(
     typeof sample?.['name'] === 'string',
-    'Without a firewall, it must return {"addresses": […]} with a sample that has a name.',
+    'Without a firewall, the tool must return {"addresses": […]} with a sample that has a name.',
     JSON.stringify(structuredContent ?? content),
   );
   demand(
     /sample data/i.test(JSON.stringify(content)),
-    'Without a firewall, it must say that this is sample data, as show_system_info does.',
+    'Without a firewall, the tool must say that this is sample data, as show_system_info does.',
     JSON.stringify(content),
   );
 }
@@ -5126,7 +5127,7 @@ async function checkAddressLists(
     ];
     demand(
       isDeepStrictEqual(addressesOf(result.structuredContent), wanted),
-      `The firewall has ${number}: it must return ${JSON.stringify({ addresses: wanted })}.`,
+      `The firewall has ${number}: the tool must return ${JSON.stringify({ addresses: wanted })}.`,
       JSON.stringify(result.structuredContent ?? result.content),
     );
   }
@@ -5142,14 +5143,19 @@ function addressReply(entries: Record<string, string>[]) {
 
 function checkAddressRequest(body = '') {
   const { type, action, xpath } = Object.fromEntries(new URLSearchParams(body));
-  demand(type, 'It must ask the firewall, by askFirewall().', 'the firewall got no request');
-  demand(type === 'config', 'It must ask with type=config.', `type=${type}`);
+  demand(type, 'The tool must ask the firewall with askFirewall().', 'the firewall got no request');
+  demand(type === 'config', 'The tool must ask with type=config.', `type=${type}`);
   demand(
     action === 'show',
-    'It must ask with action=show: that is the running configuration, and get the candidate.',
+    'The tool must ask with action=show, which reads the running configuration. action=get reads '
+      + 'the candidate configuration.',
     `action=${action}`,
   );
-  demand(xpath === ADDRESS_XPATH, 'It must ask with the xpath of the exercise.', `xpath=${xpath}`);
+  demand(
+    xpath === ADDRESS_XPATH,
+    'The tool must ask with the xpath of the exercise.',
+    `xpath=${xpath}`,
+  );
 }
 
 async function checkAddressErrors(stream: EventStream, state: { reply: string | undefined }) {
@@ -5319,8 +5325,8 @@ async function checkStreamsLeft(shaky: Shaky, returnedAt: number) {
   await sleep(returnedAt + 3500 - Date.now());
   await until(
     async () => ({ is: shaky.open.size === 1, seen: `${shaky.open.size} streams` }),
-    'The client must have one open stream: close the client that you replace, and one whose '
-      + 'connect() has failed, which goes on trying.',
+    'The client must have one open stream: close the client that you replace, and also a client '
+      + 'whose connect() has failed, because it goes on trying.',
   );
 }
 
@@ -5336,7 +5342,7 @@ async function checkInFlight(shaky: Shaky, call: Caller, mode: 'drop' | '502') {
   const where =
     mode === 'drop'
       ? 'The server was killed'
-      : 'The server was killed behind a proxy that answers 502 meanwhile,';
+      : 'Behind a proxy that answers 502 in the meantime, the server was killed';
   const missing = `${where} while a call was on its way, and has come back: the call must be tried again.`;
   const result = call('slow', 10_000).catch(failAs(missing));
   result.catch(() => {});
@@ -5412,9 +5418,9 @@ const checkMcp: Check = async (t, stage, folder) => {
     return () => signal.abort();
   });
   state.reply = systemInfo('<hostname>fw</hostname>');
-  const stream = await enter(t, url, WITH_TOKEN, 'A client of SSE, which goes on as before,');
+  const stream = await enter(t, url, WITH_TOKEN, 'A client of SSE, as before,');
   const { structuredContent } = await callOn(stream, 'show_system_info', 'A client of SSE');
-  demand(structuredContent?.['hostname'] === 'fw', 'The tool must go on to answer on /sse.');
+  demand(structuredContent?.['hostname'] === 'fw', 'The tool must still answer on /sse.');
 };
 
 async function checkCallsTogether(t: TestContext, url: string) {
@@ -5427,7 +5433,7 @@ async function checkCallsTogether(t: TestContext, url: string) {
   const calls = clients.flatMap((client) => [callOnce(client), callOnce(client), callOnce(client)]);
   const results = await Promise.all(calls).catch(({ message }: Error) => {
     throw new NotYet(
-      `Two clients made three calls each on /mcp at a time: each must succeed. Seen: ${message}`,
+      `Two clients made three calls each on /mcp at the same time: each call must succeed. Seen: ${message}`,
     );
   });
   demand(
@@ -5466,13 +5472,13 @@ async function checkGuards(url: string) {
   const foreign = await post({ ...WITH_TOKEN, origin: 'http://attacker.example' });
   demand(
     foreign.status === 403,
-    'A request of a foreign Origin for /mcp must get 403: look at the path after isAllowed().',
+    'A request for /mcp with a foreign Origin must get 403: look at the path after isAllowed().',
     seenAs(foreign),
   );
   const bare = await post({});
   demand(
     bare.status === 401,
-    'A request without a token for /mcp must get 401: look at the path after isAuthorized().',
+    'A request for /mcp without a token must get 401: look at the path after isAuthorized().',
     seenAs(bare),
   );
 }
@@ -5550,7 +5556,7 @@ async function serveByHand(
 async function listenByHand(server: http.Server, port: number) {
   const listening = once(server.listen(port, '127.0.0.1'), 'listening');
   await listening.catch(({ code, message }: NodeJS.ErrnoException) => {
-    const inUse = `Port ${port} is in use: stop \`npm start\` with Ctrl-C in its terminal, then start this again.`;
+    const inUse = `Port ${port} is in use: stop \`npm start\` with Ctrl-C in its terminal, then start this command again.`;
     throw new NotYet(code === 'EADDRINUSE' ? inUse : `Port ${port} cannot be used: ${message}.`);
   });
 }
@@ -5560,7 +5566,7 @@ async function waitByHand(done: EventEmitter, seconds: number, missing: () => st
   const signal = AbortSignal.timeout(seconds * 1000);
   await once(done, 'done', { signal }).catch(() => {
     throw new NotYet(
-      `${missing()} Nothing was seen of it for ${Math.ceil(seconds / 60)} min: start this again.`,
+      `${missing()} This was not done within ${Math.ceil(seconds / 60)} min: start this command again.`,
     );
   });
 }
@@ -5588,7 +5594,7 @@ class SessionGuide {
 
   start(id: string) {
     if (this.steps.size > 0) {
-      this.print('  You have another stream open: each is a session of its own.');
+      this.print('  You have another stream open: each stream is a session of its own.');
     }
     this.steps.set(id, 0);
     this.reach(id, 1);
@@ -5600,13 +5606,13 @@ class SessionGuide {
     if (method === 'initialize') this.request(id, message, 'initialize');
     else if (method === 'notifications/initialized') this.notification(id, message, step);
     else if (method === 'tools/call') this.call(id, message, step);
-    else this.print(`  You posted ${method}: the server takes it, but it is none of the steps.`);
+    else this.print(`  You posted ${method}: the server accepts it, but it is not one of the steps.`);
   }
 
   private request(id: string, message: Partial<Posted>, what: string) {
     if (message.id === undefined) {
       this.print(
-        `  Your ${what} had no id, so nothing replied: JSON-RPC replies only to what has an id.`,
+        `  Your ${what} had no id, so nothing replied: in JSON-RPC only a message with an id gets a reply.`,
       );
       return;
     }
@@ -5617,7 +5623,7 @@ class SessionGuide {
     if (message.id !== undefined) {
       this.print('  Your notification had an id, which makes it a request: leave the id out.');
     } else if (step < 2) {
-      this.print('  This session has not seen its reply to initialize yet: that comes first.');
+      this.print('  This session has not received the reply to initialize yet: that reply comes first.');
     } else {
       this.reach(id, 3);
     }
@@ -5629,13 +5635,13 @@ class SessionGuide {
       const elsewhere = [...this.steps].some(([other, steps]) => other !== id && steps >= 2);
       this.print(
         elsewhere
-          ? '  You called the tool on another stream than the one that you initialized: use one session for all.'
+          ? '  You called the tool on a stream that you had not initialized: use one session for all steps.'
           : '  You called the tool before initialize: initialize comes first.',
       );
     } else if (step < 3) {
       this.print('  You called the tool before notifications/initialized: that comes first.');
     } else if (tool !== 'show_system_info') {
-      this.print(`  You called the tool ${tool}, and it is called show_system_info.`);
+      this.print(`  You called the tool ${tool}, but its name is show_system_info.`);
     } else {
       this.request(id, message, 'call');
     }
@@ -5668,7 +5674,7 @@ class SessionGuide {
     }
     this.print(
       '  This stream has ended, and its session with it, before all steps were done: open a '
-        + 'new one and begin again.',
+        + 'new stream and begin again.',
     );
   }
 
@@ -5703,10 +5709,10 @@ function reasonFor(method: string, url: string, headers: http.IncomingHttpHeader
     return 'no open stream has this id: is the stream still open, and is the id whole?';
   }
   if (status === 404) {
-    return 'there is no such path: GET /sse, then POST to the address in the endpoint event.';
+    return 'there is no such path: GET /sse, and then POST to the address in the endpoint event.';
   }
   if (status === 405) {
-    return `${method} is not for this path: GET /sse, and POST to the other one (curl -d).`;
+    return `this path does not take ${method}: GET /sse, and POST (curl -d) to the other path.`;
   }
   if (!url.includes('sessionId=')) {
     return 'it named no session: post to the whole address in the endpoint event.';
@@ -5735,7 +5741,7 @@ async function followByHand(t: TestContext, options: ByHandOptions) {
     onAnswer: (req, status, text) => guide.answer(req, status, text),
   });
   options.print(
-    `This is the server now: ${url}/sse. Do these steps with curl, in two other terminals:`,
+    `The server is now at ${url}/sse. Do these steps with curl, in two other terminals:`,
   );
   for (const step of STEPS) options.print(`  ○ ${step}`);
   const done = waitByHand(guide.done, options.seconds, () => guide.missing());
@@ -5746,7 +5752,7 @@ async function followByHand(t: TestContext, options: ByHandOptions) {
 const REFUSALS = {
   'no id': 'a POST to /messages without an id',
   'made up': 'a POST to /messages?sessionId=… with an id that you made up',
-  'no path': 'a POST to a path that is not there, such as /message',
+  'no path': 'a POST to a path that does not exist, such as /message',
   ended: 'a POST to a session whose stream has ended',
 };
 type Refusal = keyof typeof REFUSALS;
@@ -5766,7 +5772,7 @@ async function refuseByHand(t: TestContext, options: ByHandOptions) {
         const advice = adviceFor(req, status);
         return print(`  ${req.method} ${req.url?.slice(0, 26)} got ${status}: ${advice}`);
       }
-      if (!todo.delete(refusal)) return print(`  You have had this one: ${REFUSALS[refusal]}.`);
+      if (!todo.delete(refusal)) return print(`  You have already done this one: ${REFUSALS[refusal]}.`);
       const predicted = predictions.get(refusal) ?? '';
       const isRight = predicted.startsWith(String(status));
       if (isRight) right += 1;
@@ -5775,13 +5781,13 @@ async function refuseByHand(t: TestContext, options: ByHandOptions) {
       if (todo.size === 0) done.emit('done');
     },
   });
-  print(`This is the server now: ${url}. Send the four with curl -d '{}', in any order.`);
+  print(`The server is now at ${url}. Send the four POSTs with curl -d '{}', in any order.`);
   const finished = waitByHand(done, seconds, () => {
     return `Still missing: ${[...todo].map((name) => REFUSALS[name]).join('; ')}.`;
   });
   void learner?.(url);
   await finished;
-  print(`You predicted ${right} of 4 statuses. Two of the four got the same answer: why?`);
+  print(`You predicted ${right} of 4 statuses correctly. Two of the four POSTs got the same answer. Why?`);
 }
 
 /** Asks for a prediction of each refusal, until it has a status and a few words. */
@@ -5789,13 +5795,13 @@ async function askPredictions({ print, readLines }: ByHandOptions) {
   const lines = readLines()[Symbol.asyncIterator]();
   const predictions = new Map<Refusal, string>();
   print(
-    'First say what you expect: the status, and in a few words the text. Example: 200 here you are',
+    'First type what you expect: the status, and a few words of the text. For example: 200 here you are',
   );
   for (const [name, what] of Object.entries(REFUSALS)) {
     print(`What does the server answer to ${what}?`);
     for (;;) {
       const { value, done } = await lines.next();
-      demand(!done, 'Each of the four needs a prediction, and you type it here.');
+      demand(!done, 'Each of the four POSTs needs a prediction: type it here.');
       const prediction = String(value).trim();
       if (/^[1-5]\d\d\b.*[a-z]/i.test(prediction)) {
         predictions.set(name as Refusal, prediction);
@@ -5823,8 +5829,8 @@ function refusalOf(
 
 function adviceFor({ method }: http.IncomingMessage, status: number) {
   if (method !== 'POST') return `that was a ${method}. To POST, give curl a body: -d '{}'.`;
-  if (status < 400) return 'it was taken, so its stream is still open. End the stream first.';
-  return 'that is none of the four. If the stream is still open, end it first.';
+  if (status < 400) return 'it was accepted, so its stream is still open. End the stream first.';
+  return 'that is not one of the four. If the stream is still open, end it first.';
 }
 
 // ---- The exercises ---------------------------------------------------------------------------
@@ -5842,8 +5848,8 @@ type Exercise = {
 const FIND_HINTS = [
   'Run the server (`npm start`), and in a second terminal `npm run doctor`. Its first finding '
     + 'is the one to follow.',
-  'A session has a life of five steps in openSession(): made, filed, connected, used, removed. '
-    + 'Say for each who does it, under which id, and when.',
+  'In openSession(), a transport goes through five steps: it is made, filed, connected, used and '
+    + 'removed. For each step, say who takes it, under which id, and when.',
 ];
 
 const EXERCISES: Record<string, Exercise> = {
@@ -5851,11 +5857,11 @@ const EXERCISES: Record<string, Exercise> = {
     title: 'Follow a session by hand',
     byHand: followByHand,
     hints: [
-      'Keep one terminal for the stream, `curl -N` with the address of /sse, and post from '
+      'Keep one terminal for the stream (`curl -N` with the address of /sse), and post from '
         + 'another one.',
       'The endpoint event on the stream names the path to post to, with the id of your session '
         + 'in it.',
-      'A POST is answered with Accepted and no more. The reply comes on the stream, if the '
+      'A POST is answered with Accepted and no more. The reply comes on the stream if the '
         + 'message had an id.',
     ],
   },
@@ -5863,8 +5869,8 @@ const EXERCISES: Record<string, Exercise> = {
     title: 'Four refusals',
     byHand: refuseByHand,
     hints: [
-      'Ask for each: does the server know who is meant? A status of 400 says that the request '
-        + 'is not complete, 404 that what it names is not there.',
+      'Ask yourself for each one: does the server know what is meant? The status 400 says that '
+        + 'the request is incomplete, and 404 says that what the request names does not exist.',
       'For the fourth, open a stream, copy its id, end it with Ctrl-C, and post to that id.',
     ],
   },
@@ -5915,7 +5921,7 @@ const EXERCISES: Record<string, Exercise> = {
     hints: [
       ...FIND_HINTS,
       'What goes over an idle stream in a minute? Watch one with `curl -N`. A proxy in between '
-        + 'sees only that.',
+        + 'sees nothing else.',
     ],
   },
   4: {
@@ -5925,7 +5931,7 @@ const EXERCISES: Record<string, Exercise> = {
     hints: [
       'Answer /healthz in route(), after isAllowed() and before the paths are compared: '
         + 'reply() takes a status, a text and headers.',
-      'Keep three numbers beside logHooks. onSessionStart adds, onSessionEnd takes away: they '
+      'Keep three numbers beside logHooks. onSessionStart adds, and onSessionEnd subtracts: both '
         + 'are called once for each session that really started.',
       'Do not count in openSession(), and do not ask for transports.size: both see streams '
         + 'that never become sessions.',
@@ -5940,12 +5946,12 @@ const EXERCISES: Record<string, Exercise> = {
     hints: [
       'Copy showSystemInfo, askSystemInfo() and their registerTool(), then change them: the '
         + 'call is new URLSearchParams({ type, action, xpath }).',
-      'askFirewall() takes a signal and stops when it fires. Pass it the same one as '
+      'askFirewall() takes a signal and stops when the signal fires. Pass it the same signal as '
         + 'show_system_info does.',
       'The parser makes an object of one <entry>, an array of several, and nothing of none: '
-        + '[entries ?? []].flat() makes one list of all three.',
-      'Let the errors of askFirewall() pass: the SDK makes an isError result of what a tool '
-        + 'throws. And return the objects with all their fields.',
+        + '[entries ?? []].flat() makes a list of any of these.',
+      'Do not catch the errors of askFirewall(): the SDK makes an isError result of what a tool '
+        + 'throws. Return the objects with all their fields.',
     ],
   },
   6: {
@@ -5953,15 +5959,15 @@ const EXERCISES: Record<string, Exercise> = {
     file: CLIENT_FILE,
     check: checkClient,
     hints: [
-      'client.onerror is called when the stream breaks. A call that waits at that moment will '
-        + 'never get its reply: let both race.',
+      'client.onerror is called when the stream breaks. A call that is waiting at that '
+        + 'moment will never get its reply: let the call and the error race.',
       "After any answer other than 200 the SDK's EventSource gives up. Close the client and "
-        + 'make a new one, with a short pause between the tries; close also the one whose '
+        + 'make a new one, with a short pause between the tries. Also close a client whose '
         + 'connect() has failed.',
       'Tell two failures apart: a result with isError is an answer and must be returned. A '
-        + 'lost stream, HTTP 404 or a refused connection means that there was no answer.',
+        + 'lost stream, HTTP 404 or a refused connection means that the call got no answer.',
       'Give the call a promise that client.onerror rejects: Promise.race([client.callTool({ '
-        + 'name }), lost]). Around it goes a loop that replaces the client.',
+        + 'name }), lost]). Put a loop around this that replaces the client.',
     ],
   },
   7: {
@@ -5970,12 +5976,12 @@ const EXERCISES: Record<string, Exercise> = {
     check: checkMcp,
     hints: [
       'Let /mcp through where the paths are compared, and serve it after isAuthorized().',
-      'A StreamableHTTPServerTransport without a sessionIdGenerator keeps no sessions: one '
-        + 'transport and one getServer() for each request.',
+      'A StreamableHTTPServerTransport without a sessionIdGenerator keeps no sessions: use '
+        + 'one transport and one getServer() for each request.',
       "Close the transport when the response closes: res.once('close', …). That ends the calls "
         + 'of a client that has left.',
-      'getServer() has the same rule here as for SSE: an McpServer holds one transport. Make '
-        + 'one for each request, and connect() it before transport.handleRequest(req, res).',
+      'The same rule holds here as for SSE: an McpServer can have only one transport. Make a '
+        + 'server for each request, and connect() it before transport.handleRequest(req, res).',
     ],
   },
 };
@@ -5999,15 +6005,15 @@ async function keepServer(folder: string, print: (line: string) => void) {
   if (existsSync(kept)) return;
   await mkdir(join(folder, KEPT), { recursive: true });
   await copyFile(join(folder, 'server.ts'), kept);
-  print(`server.ts as it is now is kept in ${KEPT}: \`npm run reset\` brings it back.`);
+  print(`A copy of server.ts as it is now is kept in ${KEPT}: \`npm run reset\` brings it back.`);
   const source = await readFile(kept, 'utf8');
   const isChanged = Object.values(FAULTS).some(({ changes }) => {
     return Object.keys(changes).some((from) => source.split(from).length !== 2);
   });
   if (!isChanged) return;
   print(
-    `It has been changed already. To begin with the original, put that in place, delete `
-      + `${KEPT} and start again.`,
+    `server.ts has been changed already. To begin with the original, put the original in place, `
+      + `delete ${KEPT} and start again.`,
   );
 }
 
@@ -6140,7 +6146,7 @@ async function hint({ folder, print }: Workshop, state: State, name: string, { h
   const number = given >= hints.length ? 1 : given + 1;
   print(`Hint ${number} of ${hints.length}: ${hints[number - 1]}`);
   if (number === hints.length) {
-    print('That was the last one. The Workshop section of README.md has a solution.');
+    print('That was the last hint. Look for the solution in README.md, under Workshop.');
   }
   state.hints[name] = number;
   await writeState(folder, state);
@@ -6202,7 +6208,7 @@ async function untilChanged(file: string, source: string, saved: EventEmitter, l
     const text = await readFile(file, 'utf8').catch(() => source);
     if (text !== source && text !== '') return;
     await nextSave.catch(() => {
-      throw new NotYet(`Nothing was saved for ${seconds(limit * 1000)}: start this again.`);
+      throw new NotYet(`Nothing was saved for ${seconds(limit * 1000)}: start this command again.`);
     });
   }
 }
@@ -6218,8 +6224,8 @@ async function prepare(workshop: Workshop, state: State, name: string, { file }:
   if (file === CLIENT_FILE && !existsSync(join(folder, CLIENT_FILE))) {
     await writeFile(join(folder, CLIENT_FILE), CLIENT_START);
     print(
-      `${CLIENT_FILE} is yours now: a client that does not survive yet. Change it, then run `
-        + `this again.`,
+      `${CLIENT_FILE} is yours now. This client does not survive a restart yet: change it, and `
+        + `then run this command again.`,
     );
     return true;
   }
@@ -6237,8 +6243,8 @@ async function placeFault(workshop: Workshop, state: State, letter: string) {
   print('server.ts has a fault now. This is what its users see:');
   await withCleanUp((t) => showSymptoms(t, workshop));
   print(
-    'Find the fault (npm start, npm run doctor), say in a sentence why sessions are lost, and '
-      + 'repair it.',
+    'Find the fault (npm start, npm run doctor), say in one sentence why sessions are lost, and '
+      + 'repair the fault.',
   );
   print(`Then check your repair: npm run exercise 3 ${letter}`);
 }
@@ -6247,7 +6253,7 @@ function applyChanges(source: string, changes: Record<string, string>) {
   return Object.entries(changes).reduce((text, [from, to]) => {
     demand(
       text.split(from).length === 2,
-      `The server.ts in ${KEPT} is not the original: it has to hold this once.`,
+      `The server.ts in ${KEPT} is not the original: it has to contain this text once.`,
       from,
     );
     return text.replace(from, () => to);
@@ -6359,7 +6365,7 @@ const VARIANTS: Record<string, Variants> = {
       },
     ],
     wrong: [
-      { what: 'nothing is changed', changes: {}, says: /POST must be taken\. Seen: 404/ },
+      { what: 'nothing is changed', changes: {}, says: /POST must be accepted\. Seen: 404/ },
       {
         what: 'it is filed under both ids, and removed under one',
         changes: { [SET]: `${SET}    this.transports.set(transport.sessionId, transport);\n` },
@@ -6368,24 +6374,24 @@ const VARIANTS: Record<string, Variants> = {
       {
         what: 'an unknown id gets the newest transport',
         changes: { '= this.transports.get(sessionId);': '= [...this.transports.values()].at(-1);' },
-        says: /POST must be taken\. Seen: 400/,
+        says: /POST must be accepted\. Seen: 400/,
       },
       {
         what: 'an unknown id gets the first transport',
         changes: { '= this.transports.get(sessionId);': '= [...this.transports.values()][0];' },
-        says: /POST must be taken\. Seen: 400/,
+        says: /POST must be accepted\. Seen: 400/,
       },
       {
         what: "it is filed under the client's address",
         changes: { [MADE_ID]: 'const sessionId = String(req.socket.remoteAddress);' },
-        says: /POST must be taken\. Seen: 404/,
+        says: /POST must be accepted\. Seen: 404/,
       },
       {
         what: "the made id is put into the path, where the SDK's own replaces it",
         changes: {
           [`${MADE_TRANSPORT}    ${MADE_ID}\n`]: `    ${MADE_ID}\n${MADE_TRANSPORT.replace('this.options.messagesPath', '`${this.options.messagesPath}?sessionId=${sessionId}`')}`,
         },
-        says: /POST must be taken\. Seen: 404/,
+        says: /POST must be accepted\. Seen: 404/,
       },
     ],
   },
@@ -6412,12 +6418,12 @@ const VARIANTS: Record<string, Variants> = {
       {
         what: 'nothing is changed',
         changes: {},
-        says: /quick as it is, .*must be taken\. Seen: 404|must get 404/,
+        says: /without waiting, .*must be accepted\. Seen: 404|must get 404/,
       },
       {
         what: 'the look-up is only made quicker',
         changes: { 'setTimeout(resolve, 200)': 'setTimeout(resolve, 100)' },
-        says: /quick as it is, .*must be taken\. Seen: 404|must get 404/,
+        says: /without waiting, .*must be accepted\. Seen: 404|must get 404/,
       },
       {
         what: 'it is filed before the look-up and once more after it',
@@ -6439,7 +6445,7 @@ const VARIANTS: Record<string, Variants> = {
           [LATE]:
             '      void lookUpUser(req).then(() => this.transports.set(sessionId, transport));\n',
         },
-        says: /quick as it is, .*must be taken\. Seen: 404|must get 404/,
+        says: /without waiting, .*must be accepted\. Seen: 404|must get 404/,
       },
       {
         what: 'it is filed after the start hook',
@@ -6447,7 +6453,7 @@ const VARIANTS: Record<string, Variants> = {
           [LATE]: '      await lookUpUser(req);\n',
           '    if (this.transports.has(sessionId)) started = ': `    await this.callHook('onSessionStart', session);\n${SET}    if (this.transports.has(sessionId)) started = `,
         },
-        says: /quick as it is, .*must be taken\. Seen: 404|must get 404/,
+        says: /without waiting, .*must be accepted\. Seen: 404|must get 404/,
       },
     ],
   },
@@ -6460,26 +6466,26 @@ const VARIANTS: Record<string, Variants> = {
       },
     ],
     wrong: [
-      { what: 'nothing is changed', changes: {}, says: /POST must be taken\. Seen: 404/ },
+      { what: 'nothing is changed', changes: {}, says: /POST must be accepted\. Seen: 404/ },
       {
         what: "the request's close ends the transport",
         changes: {
           "'close', () => this.transports.delete(sessionId)":
             "'close', () => void transport.close()",
         },
-        says: /must be taken|own stream|must get/,
+        says: /must be accepted|own stream|must get/,
       },
       {
         what: "the request's end removes it",
         changes: { "req.on('close'": "req.on('end'" },
-        says: /POST must be taken\. Seen: 404/,
+        says: /POST must be accepted\. Seen: 404/,
       },
       {
         what: 'it is removed a second later',
         changes: {
           [GET_CLOSED]: '    setTimeout(() => this.transports.delete(sessionId), 1000);\n',
         },
-        says: /must be taken\. Seen: 404|hooks must have counted/,
+        says: /must be accepted\. Seen: 404|hooks must have counted/,
       },
       {
         what: 'nothing removes it',
@@ -6526,7 +6532,7 @@ const VARIANTS: Record<string, Variants> = {
       {
         what: 'the server is closed before the next client',
         changes: { [SHARED]: `await this.mcpServer.close();\n      ${SHARED}` },
-        says: /must get|must come|must be taken/,
+        says: /must get|must come|must be accepted/,
       },
       {
         what: 'the error is swallowed',
@@ -6841,7 +6847,7 @@ const VARIANTS: Record<string, Variants> = {
     signal.onabort = () => setTimeout(() => sessionEnd.signal.aborted || cancelled.abort(), 50);
     const addresses = firewall ? await askAddresses(firewall, cancelled.signal)`,
         },
-        says: /Its client left, and the call to the firewall must end too/,
+        says: /The client of a call left, and the call to the firewall must end too/,
       },
       {
         what: 'errors become an empty list',
@@ -6882,7 +6888,7 @@ const VARIANTS: Record<string, Variants> = {
       {
         what: 'no sample',
         changes: { ': SAMPLE_ADDRESSES;': ': SAMPLE_ADDRESSES.slice(1);' },
-        says: /Without a firewall, it must return/,
+        says: /Without a firewall, the tool must return/,
       },
       {
         what: 'a sample that does not say so',
@@ -7033,7 +7039,7 @@ const VARIANTS: Record<string, Variants> = {
             "  if (path === '/mcp') return handleMcp(sessions.options.getServer(), req, "
             + 'res);\n  if (!isAuthorized(req, token)) {\n',
         },
-        says: /without a token for \/mcp must get 401/,
+        says: /for \/mcp without a token must get 401/,
       },
       {
         what: 'before the host is looked at',
@@ -7042,7 +7048,7 @@ const VARIANTS: Record<string, Variants> = {
             "  if (req.url === '/mcp') return handleMcp(sessions.options.getServer(), req, "
             + 'res);\n  if (!res.socket) {',
         },
-        says: /foreign Origin for \/mcp must get 403/,
+        says: /with a foreign Origin must get 403/,
       },
       {
         what: 'one McpServer for all requests',
@@ -7052,7 +7058,7 @@ const VARIANTS: Record<string, Variants> = {
           '/** Serves Streamable HTTP without':
             'let shared: McpServer | undefined;\n\n/** Serves Streamable HTTP without',
         },
-        says: /at a time: each must succeed|must be able to connect|must get 200/,
+        says: /at the same time: each call must succeed|must be able to connect|must get 200/,
       },
       {
         what: 'one transport for all requests',
@@ -7080,7 +7086,7 @@ const VARIANTS: Record<string, Variants> = {
           "  if (path === ssePath && req.method === 'GET') {\n":
             "  if (path === '/no-sse' && req.method === 'GET') {\n",
         },
-        says: /A client of SSE, which goes on as before, must get a stream/,
+        says: /A client of SSE, as before, must get a stream/,
       },
       {
         what: 'an answer that never comes',
@@ -7279,7 +7285,7 @@ describe('The exercises: by hand', () => {
       make: async ({ post }) => void (await post(call)),
     },
     'a call on another stream': {
-      says: /on another stream than the one that you initialized/,
+      says: /on a stream that you had not initialized/,
       make: async ({ post }, url, t) => {
         await post(initialize);
         await post(initialized);
@@ -7296,7 +7302,7 @@ describe('The exercises: by hand', () => {
         void (await post(initialize), await post({ ...initialized, id: 5 })),
     },
     'a misspelt tool': {
-      says: /You called the tool show_system, and it is called show_system_info/,
+      says: /You called the tool show_system, but its name is show_system_info/,
       make: async ({ post }) => {
         await post(initialize);
         await post(initialized);
@@ -7375,7 +7381,7 @@ describe('The exercises: by hand', () => {
     );
     assert.match(
       text,
-      /POST \/messages\?sessionId=\S* got 202: it was taken, so its stream is still open/,
+      /POST \/messages\?sessionId=\S* got 202: it was accepted, so its stream is still open/,
     );
     assert.match(text, /GET \/messages\?sessionId=mine got 405: that was a GET/);
     assert.match(text, /You predicted 3 of 4 statuses/);
@@ -7383,11 +7389,11 @@ describe('The exercises: by hand', () => {
 
   test('2: no predictions, or no refusals, and it is not done', async () => {
     const early = await play(refuseByHand, () => {}, ['400 missing']);
-    assert.match(early.missing ?? '', /^Each of the four needs a prediction/);
+    assert.match(early.missing ?? '', /^Each of the four POSTs needs a prediction/);
     const idle = await play(refuseByHand, () => {}, PREDICTIONS, 0.2);
     assert.match(
       idle.missing ?? '',
-      /^Still missing: .*without an id; .*made up; .*not there.*; .*ended/,
+      /^Still missing: .*without an id; .*made up; .*not exist.*; .*ended/,
     );
   });
 
@@ -7525,10 +7531,10 @@ function testCommands() {
     const { run } = await startWorkshop(t, {
       'const { sessionId } = transport;': 'const sessionId = transport.sessionId;',
     });
-    assert.match((await run('exercise')).text, /It has been changed already/);
+    assert.match((await run('exercise')).text, /server\.ts has been changed already/);
     await assert.rejects(
       run('exercise', '3', 'a'),
-      /is not the original: it has to hold this once/,
+      /is not the original: it has to contain this text once/,
     );
   });
 
