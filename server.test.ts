@@ -155,7 +155,7 @@ async function readRaw(socket: net.Socket) {
   return answer;
 }
 
-/** Waits for what has to come, and fails with a sentence if it has not come within 20 s. */
+/** Waits for something that must happen, and fails with a sentence if it takes more than 20 s. */
 async function within<T>(promise: Promise<T>, sentence: string): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<never>((_resolve, reject) => {
@@ -168,7 +168,7 @@ async function within<T>(promise: Promise<T>, sentence: string): Promise<T> {
   }
 }
 
-/** Gives the timers of one length another one; all others stay as they are. */
+/** Changes the length of all timers that have one given length; all others stay as they are. */
 function changeTimers(t: TestContext, name: 'setTimeout' | 'setInterval', from: number, to: number) {
   const start = globalThis[name] as typeof setTimeout;
   t.mock.method(globalThis, name, (run: () => void, ms?: number, ...args: []) => {
@@ -236,7 +236,7 @@ async function runServer(
   folder = import.meta.dirname,
   options: string[] = [],
 ) {
-  // It runs in another folder, because a `.env` of yours may stand in this one.
+  // The server runs in another folder, because this one may hold a `.env` of yours.
   const args = [...options, join(folder, 'server.ts')];
   const run = runNode(t, args, { ...START, ...env }, tmpdir());
   const [, url = ''] = /GET (http:\/\/[^/]+)/.exec(await run.line(/^MCP over/)) ?? [];
@@ -244,8 +244,8 @@ async function runServer(
   return { ...run, url };
 }
 
-// The raw client: what is on the wire, and nothing that a client library would hide. The doctor
-// needs all of it, and the other tests a part.
+// The raw client shows what is on the wire, including what a client library would hide. The doctor
+// needs all of it, and the other tests need a part.
 
 type HeaderMap = Record<string, string>;
 type JsonRpc = {
@@ -337,7 +337,7 @@ class EventStream {
   readonly events: EventSourceMessage[] = [];
   readonly comments: string[] = [];
   readonly replies = new Map<number, Reply>();
-  /** What came as a message though it is no JSON-RPC. */
+  /** What came as a message event although it is not JSON-RPC. */
   notJsonRpc: string | undefined;
   /** The event that named the endpoint. */
   endpointEvent = 'endpoint';
@@ -345,7 +345,7 @@ class EventStream {
   readonly openedAt = Date.now();
   lastByteAt = this.openedAt;
   ended = false;
-  /** Whether the server ended the stream, rather than that the connection broke. */
+  /** Whether the server ended the stream; false if the connection broke. */
   endedCleanly = false;
   private pongs = 0;
   private readonly changes = new EventEmitter().setMaxListeners(0);
@@ -510,7 +510,7 @@ function openEventStream(url: string | URL, options: RequestOptions = {}) {
 
 const isTaken = ({ status }: Answer) => status >= 200 && status < 300;
 
-/** Some servers forget the event's name; a path or a URL as data tells it all the same. */
+/** Some servers forget the event's name, but a path or a URL as its data gives it away. */
 function isEndpoint(name: string, data: string) {
   return name === 'endpoint' || /^(https?:\/|\/)\S+$/.test(data);
 }
@@ -556,7 +556,7 @@ describe('Sessions', () => {
     assert.match((await next())?.data ?? '', /"text":"hello"/);
   });
 
-  test('each session has a server of its own, and its replies go to it alone', async (t) => {
+  test('each session has a server of its own, and its replies go to no other session', async (t) => {
     const servers: McpServer[] = [];
     const getServer = () => {
       const server = createTestServer(new EventEmitter());
@@ -574,7 +574,7 @@ describe('Sessions', () => {
     assert.match((await two.next())?.data ?? '', /"text":"two"/);
   });
 
-  test('the hooks are told the start when the stream is open, and the end when it has ended', async (t) => {
+  test('the start hook is called when the stream is open, and the end hook when the stream has ended', async (t) => {
     const { url, events } = await startServer(t);
     const started = once(events, 'start');
     const { sessionId, close } = await openStream(t, url);
@@ -650,7 +650,7 @@ describe('Sessions', () => {
     assert.deepEqual(seen, []);
   });
 
-  test('a server that two sessions share gives the second one 500, and it is forgotten', async (t) => {
+  test('if two sessions share an McpServer, the second one gets 500 and is forgotten', async (t) => {
     t.mock.method(console, 'error', () => {});
     const shared = createTestServer(new EventEmitter());
     const connect = t.mock.method(shared, 'connect');
@@ -693,7 +693,7 @@ describe('Sessions', () => {
     assert.deepEqual(seen, []);
   });
 
-  test('a client that has gone before its stream begins is never a session', async (t) => {
+  test('a client that has left before its stream begins gets no session', async (t) => {
     const { server, port, shutdown, seen } = await startServer(t);
     server.prependOnceListener('request', (req) => req.socket.destroy());
     assert.equal(await sendRaw(port, 'GET /sse HTTP/1.1\r\nHost: localhost\r\n\r\n'), '');
@@ -710,7 +710,7 @@ describe('Sessions', () => {
     assert.deepEqual(seen, []);
   });
 
-  test('a message that has come in only after its stream has ended is refused, and no tool runs', async (t) => {
+  test('a message that arrives after its stream has ended is refused, and no tool runs', async (t) => {
     const { server, port, url, events, shutdown, seen } = await startServer(t);
     const { endpoint, close } = await openStream(t, url);
     const body = JSON.stringify(callTool(1, 'echo', { text: 'late' }));
@@ -739,7 +739,7 @@ describe('Sessions', () => {
     }
   });
 
-  test('the timer of a session ends with it', async (t) => {
+  test('the timer of a session ends with the session', async (t) => {
     const start = t.mock.method(globalThis, 'setInterval');
     const clear = t.mock.method(globalThis, 'clearInterval');
     const { url, shutdown } = await startServer(t);
@@ -772,7 +772,7 @@ describe('Sessions', () => {
     assert.equal((await ended)[0], session);
   });
 
-  test('one session more than the limit gets 503, and its place is free again when one ends', async (t) => {
+  test('a session beyond the limit gets 503, until another session ends', async (t) => {
     const folder = await copyProject(t, { 'MAX_SESSIONS = 10_000': 'MAX_SESSIONS = 2' });
     const { url, line } = await runServer(t, {}, folder);
     const first = await openStream(t, url);
@@ -785,7 +785,7 @@ describe('Sessions', () => {
     assert.equal((await openStream(t, url)).stream.answer.status, 200);
   });
 
-  test('more than 64 MiB of messages at once get 503, until some are through', async (t) => {
+  test('when messages of more than 64 MiB are being answered, the next one gets 503', async (t) => {
     const { server, port, url } = await startServer(t);
     const { endpoint, post } = await openStream(t, url);
     const head = `POST ${endpoint} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n`;
@@ -804,7 +804,7 @@ describe('Sessions', () => {
     await eventually(async () => (await post(ping(2))).status === 202);
   });
 
-  test('an answer that its client leaves unread is given up after 30 s', async (t) => {
+  test('an answer that its client does not read is given up after 30 s', async (t) => {
     const wait = http.ServerResponse.prototype.setTimeout;
     const limits: number[] = [];
     t.mock.method(http.ServerResponse.prototype, 'setTimeout', function (
@@ -978,7 +978,7 @@ function postTo(url: string, sessionId = '', body: unknown = ping(1)) {
   return fetch(target, { method: 'POST', headers, body: JSON.stringify(body) });
 }
 
-/** Asks again until it is so, for what no event tells. */
+/** Asks again and again until something is so, where no event tells when. */
 async function eventually(isSo: () => Promise<boolean>, message = `never true: ${isSo}`) {
   for (let tries = 0; tries < 500; tries += 1) {
     if (await isSo()) return;
@@ -1139,7 +1139,7 @@ describe('Requests', () => {
     }
   });
 
-  test('with a token set, each request must bring it', async (t) => {
+  test('with a token set, each request must carry it', async (t) => {
     const { url } = await startServer(t, { token: 't0ken' });
     const wrong = ['', 'Bearer', 'Bearer ', 'Bearer wrong', 'Bearer t0ken2', 't0ken', 'Basic t0ken'];
     for (const authorization of wrong) {
@@ -1179,7 +1179,7 @@ describe('Requests', () => {
     assert.deepEqual(await next(), replyTo(3));
   });
 
-  test('requests that are hardly HTTP get an answer of 4xx or none, and the session goes on', async (t) => {
+  test('malformed HTTP requests get a 4xx answer or none, and the session goes on', async (t) => {
     const { server, port, url } = await startServer(t);
     const { endpoint, post, next } = await openStream(t, url);
     server.requestTimeout = 100;
@@ -1340,7 +1340,7 @@ describe('Start and settings', () => {
     assert.match(lines.join(), new RegExp(`^Cannot start: .*PORT ${port} .*address already in use`));
   });
 
-  test('the file knows that it is started, however it is named', async (t) => {
+  test('the file starts the server, whichever way the command names the file', async (t) => {
     const folder = await copyProject(t);
     const pack = { type: 'module', main: 'server.ts' };
     await writeFile(join(folder, 'package.json'), JSON.stringify(pack));
@@ -1363,7 +1363,7 @@ describe('Start and settings', () => {
     assert.equal(await runNode(t, evaluated, START, folder).exit, 0);
   });
 
-  test('.env is read from the working directory, after the environment, and named', async (t) => {
+  test('.env is read from the working directory, the environment wins, and the log names its settings', async (t) => {
     const folder = await mkdtemp(join(tmpdir(), 'env-'));
     t.after(() => rm(folder, { recursive: true }));
     const env = 'SSE_PATH=/from/file\nMESSAGES_PATH=/ignored\nMCP_TOKEN=t0ken\nOTHER=x\nHOST=\n';
@@ -1432,7 +1432,7 @@ describe('Start and settings', () => {
     [{ HOST: '127.evil.example' }, /^HOST is "127\.evil\.example".*MCP_TOKEN/],
   ];
   for (const [env, message] of wrongSettings) {
-    test(`${JSON.stringify(env)} is refused with a sentence that says what it must be`, () => {
+    test(`${JSON.stringify(env)} is refused with a sentence that says what the setting must be`, () => {
       assert.throws(() => readSettings({ ...START, ...env }), (error: Error) => {
         assert.match(error.message, message);
         assert.doesNotMatch(error.message, /\n|hush/);
@@ -1441,7 +1441,7 @@ describe('Start and settings', () => {
     });
   }
 
-  test('right settings are taken', () => {
+  test('right settings are accepted', () => {
     const token = { ...START, MCP_TOKEN: 't' };
     for (const HOST of ['localhost', 'LocalHost', '127.0.0.2', '::1']) {
       assert.equal(readSettings({ ...START, HOST }).HOST, HOST);
@@ -1453,7 +1453,7 @@ describe('Start and settings', () => {
   });
 }, { concurrency: 4 });
 
-/** Starts a copy whose end hook does this, and opens a session that the end of the copy will end. */
+/** Starts a copy whose end hook does this, and opens a session that ends when the copy ends. */
 async function runSlowHook(t: TestContext, code: string, changes: Record<string, string> = {}) {
   const folder = await copyProject(t, {
     '  onSessionEnd(session) {\n': `  async onSessionEnd(session) {
@@ -2812,7 +2812,7 @@ if (task === 'doctor') {
 
 // The doctor's own tests: a faulty server for each finding, and healthy ones.
 
-/** Wide limits, which only a fault would use up, and short waits. */
+/** Wide limits, which only a faulty server reaches, and short waits. */
 const SHORT = {
   endpointLimit: 5_000, replyLimit: 5_000, refusalLimit: 5_000, pause: 80, watch: 200,
 };
@@ -3109,7 +3109,7 @@ describeDoctor('Healthy servers have no finding', () => {
     await expectFindings(`${url}/sse`, []);
   });
 
-  test('a server that ends a stream whose client does not answer its pings', async (t) => {
+  test('a server that ends a stream if the client does not answer pings', async (t) => {
     const missing = new Map<http.ServerResponse, number>();
     const server = byHand({
       onOpen: (stream) => {
@@ -3179,7 +3179,7 @@ function compressAndFlush(upstream: http.IncomingMessage, res: http.ServerRespon
 // ---- Faults of the connection ----------------------------------------------------------------
 
 describeDoctor('The way to the server', () => {
-  test('unreachable: nobody listens', async (t) => {
+  test('unreachable: nothing listens on the port', async (t) => {
     const url = await serve(t, () => {});
     const server = net.createServer();
     await once(server.listen(0, '127.0.0.1'), 'listening');
@@ -3190,12 +3190,12 @@ describeDoctor('The way to the server', () => {
     assert.match(told, /ECONNREFUSED/);
   });
 
-  test('unreachable: something takes the connection and says nothing', async (t) => {
+  test('unreachable: the connection is accepted, and then nothing is sent', async (t) => {
     const url = await serve(t, () => {}, false);
     await expectFindings(`${url}/sse`, ['unreachable'], HURRIED);
   });
 
-  test('untrusted-certificate: it is self-signed; the doctor goes on', async (t) => {
+  test('untrusted-certificate: the certificate is self-signed, and the doctor goes on', async (t) => {
     const url = await serveTls(t, sdkServer());
     const { told } = await expectFindings(`${url}/sse`, ['untrusted-certificate']);
     assert.match(told, /SELF_SIGNED/);
@@ -3268,7 +3268,7 @@ describeDoctor('The way to the server', () => {
     await expectFindings(`${url}/sse`, ['buffered'], HURRIED);
   });
 
-  test('buffered: a compression holds the first event back', async (t) => {
+  test('buffered: compression holds the first event back', async (t) => {
     const target = await serve(t, sdkServer());
     const url = await serve(t, (req, res) => {
       const isCompressed = req.method === 'GET' && req.headers['accept-encoding'] !== 'identity';
@@ -3293,7 +3293,7 @@ function streamable(getStatus: number): Handler {
   };
 }
 
-/** Like nginx as it comes: nothing goes on, not even the head, before the buffer is full. */
+/** Like nginx by default: nothing is passed on, not even the head, before the buffer is full. */
 function holdBack(upstream: http.IncomingMessage, res: http.ServerResponse) {
   const chunks: Buffer[] = [];
   upstream.on('data', (chunk: Buffer) => chunks.push(chunk));
@@ -3341,7 +3341,7 @@ describeDoctor('The endpoint and the session', () => {
     await expectFindings(`${await serve(t, byHand({ endpoint }))}/sse`, ['other-origin']);
   });
 
-  test('missing-prefix: a proxy strips it', async (t) => {
+  test('missing-prefix: a proxy strips the prefix', async (t) => {
     const target = await serve(t, sdkServer());
     const url = await startProxy(t, target, { path: stripPrefix });
     await expectFindings(`${url}/mcp/sse`, ['missing-prefix']);
@@ -3366,7 +3366,7 @@ describeDoctor('The endpoint and the session', () => {
     await expectFindings(`${await serve(t, app)}/api/mcp/sse`, ['missing-prefix']);
   });
 
-  test('missing-prefix: all other paths want a login, or answer with a page', async (t) => {
+  test('missing-prefix: all other paths demand a login, or answer with a page', async (t) => {
     const target = await serve(t, sdkServer());
     await Promise.all([200, 302, 401].map(async (status) => {
       const url = await serve(t, (req, res) => {
@@ -3433,7 +3433,7 @@ describeDoctor('The endpoint and the session', () => {
     }));
   });
 
-  test('id-not-filed: the endpoint names its parameter otherwise than the server', async (t) => {
+  test('id-not-filed: the endpoint and the server use different names for the parameter', async (t) => {
     const transports: Transports = new Map();
     const url = await serve(t, routes(sdkOpen(transports), (req, res) => {
       const { searchParams } = new URL(req.url ?? '', 'http://localhost');
@@ -3558,7 +3558,7 @@ describeDoctor('The endpoint and the session', () => {
       transport = new SSEServerTransport('/messages', res);
       await getFaultyServer().connect(transport);
     }, async (req, res) => transport?.handlePostMessage(req, res)));
-    // It takes any id as well, which is as true.
+    // This server also accepts any id, so that finding is just as true.
     await expectFindings(`${url}/sse`, ['shared-server', 'unknown-id-accepted'], HURRIED);
   });
 
@@ -3796,7 +3796,7 @@ function pythonLike(): Handler {
 // ---- Bounds, the raw client and the command line ---------------------------------------------
 
 describeDoctor('Bounds, the raw client and the command line', () => {
-  test('a server that drips its answers', async (t) => {
+  test('a server that sends its answers byte by byte', async (t) => {
     const url = await serve(t, (req, res) => {
       res.writeHead(404);
       if (req.method !== 'GET' || req.url !== '/sse') return res.end();
@@ -3815,7 +3815,7 @@ describeDoctor('Bounds, the raw client and the command line', () => {
     await expectFindings(`${await serve(t, byHand({ onOpen }))}/sse`, []);
   });
 
-  test('it asks for little of a server that refuses a notification each time', async (t) => {
+  test('the doctor sends few requests to a server that refuses each notification', async (t) => {
     const good = byHand({
       answer: (message, stream, post) => {
         if (message.id === undefined) return post.writeHead(400).end('A message needs an id');
@@ -3861,7 +3861,7 @@ describeDoctor('Bounds, the raw client and the command line', () => {
     await expectFindings(`${url}/sse`, ['wrong-url']);
   });
 
-  test('it asks for little: at most 60 requests, 12 streams at a time, and no tool', async (t) => {
+  test('the doctor sends at most 60 requests, opens at most 12 streams at a time, and calls no tool', async (t) => {
     const transports: Transports = new Map();
     const methods: string[] = [];
     let mostStreams = 0;
@@ -3933,7 +3933,7 @@ describeDoctor('Bounds, the raw client and the command line', () => {
     return { code: await exit, lines, out: lines.join('\n') };
   }
 
-  test('wrong use gets one line and exit code 2', async () => {
+  test('a wrong command gets one line and exit code 2', async () => {
     const wrong = [
       ['nonsense'], ['localhost:3000/sse'], ['http://127.0.0.1:99999/sse'], ['--colour'],
       ['--watch', 'long'], ['--watch', '-5'], ['--watch'], ['--json=yes'],
@@ -3962,14 +3962,14 @@ describeDoctor('Bounds, the raw client and the command line', () => {
     assert.doesNotMatch(out, /secret-of-mine/);
   });
 
-  test('without findings it says what was checked, without colour, with code 0', async (t) => {
+  test('without findings, the doctor says what was checked, without colour, and exits with 0', async (t) => {
     const { code, out } = await run(t, [`${await serve(t, sdkServer())}/sse`, '--watch', '0.1']);
     assert.equal(code, 0);
     assert.match(out, /No problem was found\. Checked: .+ From outside, the doctor cannot see/);
     assert.doesNotMatch(out, /\u001B/);
   });
 
-  test('without a URL it says where it looks', async () => {
+  test('without a URL, the doctor says where it looks', async () => {
     const lines: string[] = [];
     const promise = runDoctor(['--watch', '0.1'], (line) => lines.push(line));
     assert.match(lines[0] ?? '', /No URL was given.+http:\/\/127\.0\.0\.1:3000\/sse/);
@@ -4295,7 +4295,7 @@ describe('The tool and its firewall', () => {
     assert.match(text, /altnames.*: set PANOS_HOSTNAME to a name in the certificate of the device\.$/);
   });
 
-  test('a firewall that does not answer, or drips, is given up after 30 s', async (t) => {
+  test('a firewall that does not answer, or answers byte by byte, is given up after 30 s', async (t) => {
     changeTimers(t, 'setTimeout', 30_000, 300);
     for (const begin of ['', '<response']) {
       const { env, events } = await startFirewall(t, (_req, res) => void res.write(`${begin} `));
@@ -4319,7 +4319,7 @@ describe('The tool and its firewall', () => {
     for (const { text } of results) assert.match(text, /no reply within 30 s/);
   });
 
-  test('the timer of a call ends with it', async (t) => {
+  test('the timer of a call ends with the call', async (t) => {
     const { env } = await startFirewall(t, systemInfo('<hostname>fw</hostname>'));
     const client = await connectClient(t, (await startTool(t, env)).url);
     const start = t.mock.method(globalThis, 'setTimeout');
@@ -4398,7 +4398,7 @@ describe('The tool and its firewall', () => {
     assert.equal(new URLSearchParams(requests[5]?.body).get('target'), '6');
   });
 
-  test('a call that finds 50 calls waiting is told so at once', async (t) => {
+  test('a call that finds 50 calls waiting fails at once, and the error says so', async (t) => {
     const { env } = await startFirewall(t, () => {});
     const client = await connectClient(t, (await startTool(t, env)).url);
     const calls = Array.from({ length: 55 }, () => showSystemInfo(client).catch(() => {}));
@@ -4526,7 +4526,7 @@ async function startTlsFirewall(t: TestContext) {
   return { port, env: { PANOS_HOSTNAME: `127.0.0.1:${port}`, PANOS_API_KEY: API_KEY } };
 }
 
-/** The text of the tool's error when the firewall answers so. */
+/** The text of the tool's error when the firewall gives this answer. */
 async function toolError(t: TestContext, reply: string, status = 200) {
   const { env } = await startFirewall(t, reply, status);
   const { isError, text } = await showSystemInfo(await connectClient(t, (await startTool(t, env)).url));
@@ -7204,20 +7204,20 @@ function testChecks() {
     // For each letter of exercise 3 the printed solution is the same: server.ts as it was.
     const printed = /^3[b-e]/.test(name) ? [] : [{ what: PRINTED }];
     for (const { what } of [...printed, ...right]) {
-      test(`${spell(name)} takes: ${what}`, async () => {
+      test(`${spell(name)} accepts: ${what}`, async () => {
         assert.equal(await checkVariant(name, what), undefined);
       });
     }
     for (const { what, says } of wrong) {
       test(`${spell(name)} refuses: ${what}`, async () => {
         const missing = await checkVariant(name, what);
-        assert.match(missing ?? 'it was taken', says ?? /./);
+        assert.match(missing ?? 'it was accepted', says ?? /./);
         assert.doesNotMatch(missing ?? '', /\n|did not expect/);
       });
     }
   }
 
-  test('all of these compile, so that it is their behaviour that is judged', async (t) => {
+  test('all variants compile, so the checks judge only their behaviour', async (t) => {
     const files = JSON.parse(await readFile(join(root, 'files.json'), 'utf8')) as string[];
     assert.equal(await findTypeError(t, root, files), undefined);
   });
@@ -7259,7 +7259,7 @@ describe('The exercises: by hand', () => {
     close();
   }
 
-  test('1: all steps in one session, and it is done', async () => {
+  test('1: all steps in one session complete the exercise', async () => {
     const { missing, text } = await play(followByHand, doAllSteps);
     assert.equal(missing, undefined, text);
     for (const step of STEPS) assert.ok(text.includes(`✔ ${step}`), text);
@@ -7339,7 +7339,7 @@ describe('The exercises: by hand', () => {
       make: ({ post }) => post('{jsonrpc:2.0}'),
     },
   };
-  test('1: each mistake is told, and the right steps count all the same', async () => {
+  test('1: the check explains each mistake, and the right steps still count', async () => {
     const { missing, text } = await play(followByHand, async (url, t, printed) => {
       for (const [what, { says, make }] of Object.entries(mistakes)) {
         const before = printed.length;
@@ -7353,7 +7353,7 @@ describe('The exercises: by hand', () => {
     assert.equal(missing, undefined, text);
   });
 
-  test('1: too few steps, and it names the next one', async () => {
+  test('1: after too few steps, the check names the next one', async () => {
     const { missing } = await play(followByHand, () => {}, [], 0.2);
     assert.match(missing ?? '', /^The next step is: open a stream\./);
   });
@@ -7371,7 +7371,7 @@ describe('The exercises: by hand', () => {
     }
   }
 
-  test('2: four predictions, four refusals, and it is done', async () => {
+  test('2: four predictions and four refusals complete the exercise', async () => {
     const { missing, text } = await play(refuseByHand, meetRefusals, PREDICTIONS);
     assert.equal(missing, undefined, text);
     assert.match(text, /Begin with a status of three digits/);
@@ -7387,7 +7387,7 @@ describe('The exercises: by hand', () => {
     assert.match(text, /You predicted 3 of 4 statuses/);
   });
 
-  test('2: no predictions, or no refusals, and it is not done', async () => {
+  test('2: without predictions or refusals, the exercise is not complete', async () => {
     const early = await play(refuseByHand, () => {}, ['400 missing']);
     assert.match(early.missing ?? '', /^Each of the four POSTs needs a prediction/);
     const idle = await play(refuseByHand, () => {}, PREDICTIONS, 0.2);
@@ -7397,7 +7397,7 @@ describe('The exercises: by hand', () => {
     );
   });
 
-  test('a port that is in use: it says to stop npm start', async (t) => {
+  test('if the port is in use, the check says to stop npm start', async (t) => {
     const { port } = await startServer(t);
     const print = () => {};
     const options = {
@@ -7527,7 +7527,7 @@ function testCommands() {
     assert.equal(await readFile(file, 'utf8'), original);
   });
 
-  test('a server.ts that was changed before the first command is told', async (t) => {
+  test('if server.ts was changed before the first command, the workshop says so', async (t) => {
     const { run } = await startWorkshop(t, {
       'const { sessionId } = transport;': 'const sessionId = transport.sessionId;',
     });
@@ -7594,11 +7594,11 @@ function testCommands() {
   });
 }
 
-// The longest ones wait most of the time, so they do it side by side.
+// The longest of these tests wait most of the time, so they run side by side.
 describe(
   'The exercises: checks and commands',
   () => {
-    void nodeDescribe('what the checks take and refuse', { concurrency: 24 }, testChecks);
+    void nodeDescribe('what the checks accept and refuse', { concurrency: 24 }, testChecks);
     void nodeDescribe('the commands', { concurrency: 6 }, testCommands);
   },
   { concurrency: 2 },
@@ -7634,7 +7634,7 @@ const TELL_USAGE = `data:text/javascript,process.stdin.on("data", () => {
   console.log("Usage", JSON.stringify({ ...process.memoryUsage(), ...process.cpuUsage() }));
 })`;
 
-/** Opens so many sessions, 50 at a time, calls the tool on each, and closes them all. */
+/** Opens `count` sessions, 50 at a time, calls the tool on each, and closes them all. */
 async function runLoad(t: TestContext, count: number) {
   const { child, url, line, lines, exit } = await runServer(t, {}, undefined, ['--import', TELL_USAGE]);
   let asked = 0;
