@@ -1266,10 +1266,13 @@ describe('Start and settings', () => {
   }
 
   test('end hooks are awaited, also when npm repeats the signal of a Ctrl-C', async (t) => {
-    const { child, line, lines, exit } = await runSlowHook(t, 'await new Promise((r) => setTimeout(r, 300));');
-    child.kill('SIGINT');
+    const slow = 'await new Promise((resolve) => setTimeout(resolve, 300));';
+    // On a busy machine, more than 100 ms may pass between the two signals.
+    const patience = { 'SAME_SIGNAL_MS = 100': 'SAME_SIGNAL_MS = 1e9' };
+    const { child, line, lines, exit } = await runSlowHook(t, slow, patience);
     child.kill('SIGINT');
     await line(/^hook has begun/);
+    child.kill('SIGINT');
     assert.equal(await exit, 0);
     assert.ok(lines.includes('hook is over'), lines.join('\n'));
   });
@@ -2475,7 +2478,9 @@ async function checkEndedId(visit: Visit, stream: EventStream) {
     answer = await stream.post(pingMessage(), { limit });
   }
   const seen = `After its stream has ended: ${describeAnswer('POST', endpoint, answer)}`;
-  if (isAccepted(answer)) accuse(visit, 'ended-id-accepted', seen);
+  // The TypeScript SDK says this of a transport that is still filed although its stream is gone.
+  const isKept = answer.text.includes('SSE connection not established');
+  if (isAccepted(answer) || isKept) accuse(visit, 'ended-id-accepted', seen);
   else if (answer.status === 0) note(visit, seen);
   else pass(visit, seen);
 }
@@ -3767,6 +3772,16 @@ describeDoctor('Messages and time', () => {
       res.writeHead(202).end();
       if (message.id) stream.write(`data: ${JSON.stringify(replyByHand(message))}\n\n`);
     }));
+    await expectFindings(`${url}/sse`, ['ended-id-accepted']);
+  });
+
+  test("ended-id-accepted: the SDK's transports are never removed", async (t) => {
+    const transports: Transports = new Map();
+    const url = await serve(t, routes(async (_req, res) => {
+      const transport = new SSEServerTransport('/messages', res);
+      transports.set(transport.sessionId, transport);
+      await getFaultyServer().connect(transport);
+    }, sdkPost(transports)));
     await expectFindings(`${url}/sse`, ['ended-id-accepted']);
   });
 
