@@ -46,6 +46,21 @@ const withoutServer = {} as typeof import('./server.ts');
 const subject = task === undefined ? await import('./server.ts') : withoutServer;
 const { createMcpHttpServer, readSettings } = subject;
 
+let isTaskKnown = false;
+
+/** Whether this is the task. A section asks before it does something else than testing. */
+function isTask(name: string) {
+  if (task !== name) return false;
+  isTaskKnown = true;
+  return true;
+}
+
+process.on('exit', () => {
+  if (task === undefined || isTaskKnown) return;
+  console.error(`There is no task "${task}" in server.test.ts. Its section may have been deleted.`);
+  process.exitCode = 2;
+});
+
 /** The tests of one section; tests that only wait can do so side by side. */
 function describe(name: string, run: () => void | Promise<void>, { concurrency = 1 } = {}) {
   if (task === undefined) void nodeDescribe(name, { concurrency }, run);
@@ -2808,7 +2823,7 @@ function summaryOf({ findings, isComplete }: Diagnosis) {
 
 const countOf = (number: number, word: string) => `${number} ${word}${number === 1 ? '' : 's'}`;
 
-if (task === 'doctor') {
+if (isTask('doctor')) {
   // Nobody reads on, as behind `| head`.
   process.stdout.on('error', () => process.exit());
   process.exitCode = await runDoctor(process.argv.slice(3));
@@ -4720,7 +4735,7 @@ function disturbStarts() {
   };
 }
 
-if (task === 'stage') {
+if (isTask('stage')) {
   process.setMaxListeners(0);
   disturbStarts();
   process.on('disconnect', () => process.exit());
@@ -6311,7 +6326,7 @@ async function useClient(client: Client, url: string) {
   }
 }
 
-if (task === 'exercise' || task === 'hint' || task === 'reset') {
+if (isTask('exercise') || isTask('hint') || isTask('reset')) {
   // Ctrl-C has to end the stage as well, even if that is blocked.
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(1));
   const workshop: Workshop = {
@@ -6322,7 +6337,7 @@ if (task === 'exercise' || task === 'hint' || task === 'reset') {
     seconds: 1800,
     limit: 13_000,
   };
-  const code = await runWorkshop(task, process.argv.slice(3), workshop).catch((error: Error) => {
+  const code = await runWorkshop(task ?? '', process.argv.slice(3), workshop).catch((error: Error) => {
     console.log(`✘ ${missingFrom(error)}`);
     return 1;
   });
@@ -7689,7 +7704,7 @@ async function inBatches(count: number, run: (i: number) => Promise<void>) {
   }
 }
 
-if (task === 'load') {
+if (isTask('load')) {
   void nodeTest('load', async (t) => console.log(await runLoad(t, Number(process.argv[3] ?? 1000))));
 }
 
@@ -7725,6 +7740,12 @@ describe('The README', async () => {
     const links = [...readme.matchAll(/\]\(#([^)]*)\)/g)].map(([, anchor = '']) => anchor);
     assert.ok(links.length > 5);
     for (const link of links) assert.ok(anchors.includes(link), `no heading for #${link}`);
+  });
+
+  test('a task that no section knows is named, with exit code 2', async (t) => {
+    const { lines, exit } = runNode(t, ['server.test.ts', 'docter'], {}, import.meta.dirname);
+    assert.equal(await exit, 2);
+    assert.match(lines.join('\n'), /^There is no task "docter" in server\.test\.ts\./);
   });
 
   test('each command exists', async () => {
