@@ -1503,24 +1503,24 @@ const FINDINGS = {
   'unreachable': {
     kind: 'problem',
     heading: 'fetch failed, connect ECONNREFUSED',
-    means: 'Nobody answers at this address, because the server is not running, listens on another '
+    means: 'Nothing answers at this address, because the server is not running, listens on another '
       + 'port, or listens on 127.0.0.1 inside a container.',
-    cure: 'Start the server and compare the host and the port; inside a container, let it listen '
-      + 'on 0.0.0.0, and where HTTP_PROXY is set, give the client NO_PROXY=localhost,127.0.0.1.',
+    cure: 'Start the server, and check the host and the port; inside a container, let it listen '
+      + 'on 0.0.0.0; where HTTP_PROXY is set, set NO_PROXY=localhost,127.0.0.1 for the client.',
   },
   'untrusted-certificate': {
     kind: 'problem',
     heading: 'self-signed certificate',
     means: "The encrypted connection (TLS) fails, usually because the client does not trust the "
       + "server's certificate.",
-    cure: "Give the server a certificate that its clients trust, or name the file of its CA in "
-      + "the client's NODE_EXTRA_CA_CERTS; if the port speaks plain HTTP, write http:// in the "
-      + "URL.",
+    cure: "Give the server a certificate that its clients trust, or name the certificate "
+      + "file of its CA in the client's NODE_EXTRA_CA_CERTS; if the port speaks plain HTTP, write "
+      + "http:// in the URL.",
   },
   'unauthorized': {
     kind: 'problem',
     heading: 'SSE error: Non-200 status code (401)',
-    means: 'The server asks for a token, and it got none or a wrong one.',
+    means: 'The server asks for a token, and the client sent none or a wrong one.',
     cure: 'Let the client send its token with the GET and with every POST; give the doctor a '
       + 'token with --header "Authorization: Bearer …".',
   },
@@ -1528,7 +1528,7 @@ const FINDINGS = {
     kind: 'problem',
     heading: 'SSE error: Non-200 status code (403)',
     means: 'The server checks the Host or the Origin header and refuses the name in this URL, or '
-      + 'the token that was sent has no right to enter.',
+      + 'the token that the client sent does not permit access.',
     cure: "Add this host name to the server's allowed hosts, or let the proxy send a name that is "
       + "allowed.",
   },
@@ -1557,7 +1557,7 @@ const FINDINGS = {
   'buffered': {
     kind: 'problem',
     heading: 'The client hangs while connecting',
-    means: 'The first event does not arrive, because a proxy or a compression holds the events '
+    means: 'The first event does not arrive, because a proxy or compression holds the events '
       + 'back, or because the server never sends its `endpoint` event.',
     cure: 'Switch off buffering and compression for the stream (in nginx with `proxy_buffering '
       + 'off;` and `gzip off;`, or with the header `X-Accel-Buffering: no` from the server); '
@@ -1566,8 +1566,8 @@ const FINDINGS = {
   'other-origin': {
     kind: 'problem',
     heading: 'Endpoint origin does not match connection origin',
-    means: 'The `endpoint` event names another origin than the URL, often an internal host name, '
-      + 'and many clients refuse that.',
+    means: "The `endpoint` event names an origin that is not the URL's, often an internal host "
+      + 'name, and many clients refuse that.',
     cure: 'Let the server send only a path in this event, such as /messages?sessionId=…, without '
       + 'a scheme and a host.',
   },
@@ -1623,16 +1623,16 @@ const FINDINGS = {
     kind: 'problem',
     heading: 'Already connected to a transport',
     means: 'All sessions share one server or one transport, so a second client breaks the first '
-      + 'one, gets its replies, or is refused.',
+      + "client's session, gets that client's replies, or is refused.",
     cure: 'Create a new server and a new transport for each GET, and keep the transports in a map '
       + 'by their ids.',
   },
   'reply-lost': {
     kind: 'problem',
     heading: '-32001 Request timed out',
-    means: "A message got no reply on the session's stream: the server failed, or it sent the "
-      + "reply elsewhere, such as into the POST's own answer, from another process, or to a "
-      + "stream that has ended.",
+    means: "A message got no reply on the session's stream: the server failed, another process "
+      + 'holds the stream, or the reply went elsewhere, such as into the answer to the POST or to '
+      + 'a stream that has ended.',
     cure: "Let the transport that holds this session's stream handle the message, and look in the "
       + "server's log at the time of the POST; if a tool is only slow, give its call a longer "
       + '`timeout`.',

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 /**
- * An MCP server over HTTP+SSE in one file: to read, to copy and to teach from.
+ * An MCP server over HTTP+SSE in one file, made for reading, copying and teaching.
  *
  * MCP (Model Context Protocol) lets an AI application, the client, call the tools of a server.
  * Both send JSON-RPC messages. A session is one open `GET /sse` stream: the SDK makes its id, and
  * the stream's first event, `endpoint`, tells the client where to POST: `/messages?sessionId=…`.
- * Each POST is answered by 202 alone, and the reply to its message comes on the stream. When the
- * stream ends, the session ends with it, and a client that comes back opens a new one.
+ * Each POST is answered with 202 alone, and the reply to its message comes on the stream. When
+ * the stream ends, its session ends too, and a client that comes back opens a new stream.
  *
  * The steps and the names are those of the SDK's own example, `server/simpleSseServer.ts`.
  *
@@ -15,9 +15,9 @@
  *
  * It needs Node 20.18.1 or later, `"type": "module"` in package.json, and the packages
  * `@modelcontextprotocol/sdk` 1 and `zod` 4; the firewall's part also needs `undici` 7,
- * `fast-xml-parser` 5 and `@nodable/entities` 3. Node 22.18 and later run it as it is, and Node 20
- * runs it with `tsx` 4. To compile it, add `typescript` and `@types/node`, and set `module` to
- * `nodenext` and `skipLibCheck`, because the SDK's declarations do not pass every check.
+ * `fast-xml-parser` 5 and `@nodable/entities` 3. Node 22.18 and later run the file as it is, and
+ * Node 20 runs it with `tsx` 4. To compile it, add `typescript` and `@types/node`, set `module` to
+ * `nodenext`, and set `skipLibCheck`, because the SDK's declarations do not pass every check.
  *
  * @see https://modelcontextprotocol.io/specification/2024-11-05/basic/transports (HTTP with SSE)
  */
@@ -38,7 +38,7 @@ const KEEP_ALIVE_MS = 15_000;
 const MAX_SESSIONS = 10_000;
 const MAX_UNREAD_BYTES = 1024 * 1024; // What one client may leave unread on its stream.
 const MAX_MESSAGE_BYTES = 4 * 1024 * 1024; // The SDK's own limit for one message.
-const MAX_POSTED_BYTES = 64 * 1024 * 1024; // All messages together that are being answered.
+const MAX_POSTED_BYTES = 64 * 1024 * 1024; // For all messages that are being answered.
 const UNREAD_ANSWER_MS = 30_000;
 const DRAIN_MS = 500;
 
@@ -54,7 +54,7 @@ class Sessions {
     this.options = options;
   }
 
-  /** Answers a GET: its response becomes the stream, and the session lasts as long as that. */
+  /** Answers a GET: its response becomes the stream, and the session lasts until that ends. */
   async openSession(req: IncomingMessage, res: ServerResponse) {
     if (req.socket.destroyed) return; // The client has left, and no event would end its session.
     const refusal = this.refusal();
@@ -69,16 +69,16 @@ class Sessions {
     const keepAlive = setInterval(() => sendKeepAlive(transport, res), KEEP_ALIVE_MS);
     let started: Promise<void> | undefined;
     transport.onclose = () => {
-      // The SDK calls this for close() and again when the response closes. The first call counts.
+      // Both close() and the end of the response call this. Only the first call counts.
       if (!this.transports.delete(sessionId)) return;
       clearInterval(keepAlive);
-      if (!started) return; // It has ended while it opened, and no hook has heard of it.
-      req.socket.end(); // A connection that the client keeps would make shutdown() wait.
+      if (!started) return; // The session ended while it was opening, and no hook knows of it.
+      req.socket.end(); // A connection that the client keeps open would make shutdown() wait.
       this.endSession(session, started);
     };
     transport.onmessage = () => this.beforeMessage(transport, res);
     try {
-      // It keeps these two handlers, calls them before its own, and sends the `endpoint` event.
+      // connect() keeps both handlers, calls them before its own, and sends the `endpoint` event.
       await this.options.getServer().connect(transport);
     } catch (error) {
       await transport.close(); // The stream may be open already, and no server would answer on it.
@@ -98,7 +98,7 @@ class Sessions {
       return reply(res, 404, `Session not found: reconnect to ${ssePath}`);
     }
     // A message stays in memory until its answer has been sent, and all messages together must not
-    // fill the memory. One that does not tell its size counts as the largest that is possible.
+    // fill the memory. A message that does not state its size counts as the largest possible one.
     const size = Number(req.headers['content-length'] ?? MAX_MESSAGE_BYTES);
     if (this.postedBytes + size > MAX_POSTED_BYTES) {
       return reply(res, 503, 'The server is busy with other messages: try again later');
@@ -108,7 +108,7 @@ class Sessions {
       this.postedBytes -= size;
     });
     await transport.handlePostMessage(req, res);
-    // The SDK answers bad JSON by repeating all of it, and a client may never read that answer.
+    // The SDK's answer to bad JSON repeats all of it, and a client may never read that answer.
     if (!res.writableFinished) res.setTimeout(UNREAD_ANSWER_MS, () => res.destroy());
   }
 
@@ -129,7 +129,7 @@ class Sessions {
   /** The SDK calls this when it has read a message, and refuses the message if this throws. */
   private beforeMessage(transport: SSEServerTransport, res: ServerResponse) {
     closeIfUnread(transport, res);
-    // The session may have ended while the message was still arriving: nobody would get a reply.
+    // If the session has ended while the message was arriving, nobody would get its reply.
     if (!this.transports.has(transport.sessionId)) throw new Error('The session has ended.');
   }
 
@@ -194,7 +194,7 @@ export interface McpHttpServerOptions {
   messagesPath?: string | undefined;
   /** The host names, besides loopback's, that `Host` and `Origin` may have; by default none. */
   allowedHosts?: string[] | undefined;
-  /** If given, each request must bring it: `Authorization: Bearer <token>`. */
+  /** If given, each request must carry it, as `Authorization: Bearer <token>`. */
   token?: string | undefined;
 }
 
@@ -254,10 +254,10 @@ async function handleRequest(sessions: Sessions, req: IncomingMessage, res: Serv
 async function route(sessions: Sessions, req: IncomingMessage, res: ServerResponse) {
   const { ssePath, messagesPath, allowedHosts, token } = sessions.options;
   const url = requestedUrl(req);
-  // A request that was sent before the last one was answered has no socket until its turn comes.
-  // Nothing would tell if its client left before that.
+  // A request that is sent before the previous one is answered has no socket until its turn comes.
+  // Until then, nothing would tell the server that the client has left.
   if (!res.socket) {
-    return reply(res, 400, 'Pipelined request: wait for the answer to the one before it');
+    return reply(res, 400, 'Pipelined request: wait for the answer to the previous request');
   }
   const refusal = refusalOf(req, url, allowedHosts);
   if (refusal) return reply(res, 403, refusal);
@@ -281,17 +281,17 @@ async function route(sessions: Sessions, req: IncomingMessage, res: ServerRespon
   reply(res, 405, `Method not allowed: use ${method} ${path}`, { Allow: method });
 }
 
-/** The URL that is asked for; undefined if the target is none, such as `*`. */
+/** The URL of the request; undefined if its target is not a URL, such as `*`. */
 function requestedUrl(req: IncomingMessage) {
   const target = req.url ?? '';
   if (target.startsWith('/')) return new URL(`http://localhost${target}`);
-  // A target may be a whole URL as well, and must be served (RFC 9112, section 3.2.2).
+  // A target may also be a whole URL, which must be accepted (RFC 9112, section 3.2.2).
   return URL.canParse(target) ? new URL(target) : undefined;
 }
 
 /** Why the request is not let in; undefined if it is. */
 function refusalOf(req: IncomingMessage, url: URL | undefined, allowedHosts: string[]) {
-  if (isCrossSite(req)) return 'Cross-site request: web pages of other sites are not let in';
+  if (isCrossSite(req)) return 'Cross-site request: web pages of other sites are refused';
   if (isAllowed(req, url, allowedHosts)) return undefined;
   return 'Host or Origin not allowed: add its name to the allowed hosts';
 }
@@ -307,7 +307,7 @@ function isAllowed(req: IncomingMessage, url: URL | undefined, allowedHosts: str
   return isAllowedName(hostnameOf(origin.replace(/^https?:\/\//, '')), allowedHosts);
 }
 
-/** Whether a browser says that a page of another site asks. For an image it sends no Origin. */
+/** Whether the browser marks this as cross-site and sends no Origin, as it does for images. */
 function isCrossSite(req: IncomingMessage) {
   return req.headers.origin === undefined && req.headers['sec-fetch-site'] === 'cross-site';
 }
@@ -343,9 +343,9 @@ function reply(res: ServerResponse, status: number, text: string, headers = {}) 
 }
 
 // ==== Replace from here: the tool, the firewall behind it, and their settings =================
-// Then name your own things below: the settings in `settingsSchema`, and in `main()` what stands
-// there for `connectFirewall`, `getServer` and `describeFirewall`. Keep `jsonSchemaValidator` and
-// `sessionEnd` in your own `getServer()`. The imports stand here to be replaced with the rest.
+// Then name your own settings in `settingsSchema` below, and replace `connectFirewall`,
+// `getServer` and `describeFirewall` in `main()`. Keep `jsonSchemaValidator` and `sessionEnd` in
+// your own `getServer()`. The imports are here so that they are replaced with the rest.
 
 import { AjvJsonSchemaValidator } from '@modelcontextprotocol/sdk/validation/ajv';
 import { EntityDecoder } from '@nodable/entities';
@@ -362,11 +362,11 @@ const SAMPLE = {
 };
 const SAMPLE_NOTE = 'Sample data: to ask a real firewall, set PANOS_HOSTNAME and PANOS_API_KEY.';
 
-// What is the same in every session is made once, because getServer() runs for each of them. With
+// What is the same in every session is made once, because getServer() runs for each session. With
 // a validator of its own, for example, each session would cost about 20 KB more.
 const jsonSchemaValidator = new AjvJsonSchemaValidator();
 const fieldSchema = z.string().optional();
-// Clients that ask a person for each argument send an empty one if the person gives none.
+// Clients that ask a person for each argument send an empty string if the person gives none.
 const targetSchema = z.string().regex(/^[\da-zA-Z]{0,32}$/, 'must be a serial number').optional();
 const showSystemInfo = {
   title: 'Show system info',
@@ -430,7 +430,7 @@ export function connectFirewall(settings: z.infer<typeof firewallSettings>) {
   if (!apiKey) throw new Error('PANOS_API_KEY is not set. Set it, or unset PANOS_HOSTNAME.');
   const origin = new URL(hostname.includes('://') ? hostname : `https://${hostname}`);
   const connect = { rejectUnauthorized: !settings.PANOS_SKIP_VERIFY_CERTIFICATE };
-  // PAN-OS asks for at most five calls at a time. The Pool lets the others wait.
+  // PAN-OS should get at most five calls at a time. The Pool makes all other calls wait.
   const pool = new Pool(origin, { connections: 5, maxResponseSize: 1024 * 1024, connect });
   const dispatcher = pool.compose(retryOnce);
   return { name: origin.host, apiKey, pool, dispatcher, parser: createParser(apiKey) };
@@ -442,7 +442,7 @@ function createParser(apiKey: string) {
   const encodedKey = encodeURIComponent(apiKey);
   const keyForms = [apiKey, encodedKey, encodedKey.replace(/%../g, (hex) => hex.toLowerCase())];
 
-  /** Takes the API key out of a text, because a device may repeat it. */
+  /** Removes the API key from a text, because a device may repeat the key. */
   function withoutKey(_name: string, value: string) {
     let text = value.trim();
     for (const key of keyForms) text = text.replaceAll(key, '***');
@@ -506,12 +506,12 @@ function failure(name: string, reason: string, hint: string) {
   return new Error(`Asking ${name} failed (${reason}): ${hint}.`);
 }
 
-/** Whether PAN-OS refuses the key or its role, by the code of its reply or of HTTP. */
+/** Whether this code, of the reply or of HTTP, means that PAN-OS refuses the key or its role. */
 function isRefusal(code: string) {
   return ['15', '16', '22', '401', '403'].includes(code);
 }
 
-/** Sends the call. It fails when the signal fires, and 30 s after it has been queued. */
+/** Sends the call, which fails when the signal fires or 30 s after it was queued. */
 async function post(firewall: Firewall, call: URLSearchParams, signal: AbortSignal) {
   const timeout = new AbortController();
   const timer = setTimeout(() => timeout.abort(new Error('no reply within 30 s')), CALL_TIMEOUT_MS);
@@ -604,7 +604,7 @@ const settingsSchema = z.object({
 /** The settings, under the names of their environment variables. */
 export type Settings = z.infer<typeof settingsSchema>;
 
-/** A function, unlike a constant, can be used further up: the settings of the firewall need it. */
+/** A function, because the firewall's settings above could not use a constant from here. */
 function secretSchema() {
   return z.string().regex(/^[!-~]+$/, 'It must be printable ASCII without spaces.');
 }
@@ -650,7 +650,7 @@ function readEnvFile(): Record<string, string | undefined> {
   const file = statSync('.env', { throwIfNoEntry: false });
   if (!file || file.isDirectory()) return {}; // Some Python projects have a folder of this name.
   const text = readFileSync('.env', 'utf8');
-  // PowerShell's `>` writes such files, and their settings would be lost without a word.
+  // PowerShell's `>` writes such files, and their settings would be ignored without a warning.
   if (text.startsWith('\uFEFF') || text.includes('\0')) {
     throw new Error('.env is UTF-16 or has a byte order mark. Save it as UTF-8 without one.');
   }
@@ -694,7 +694,7 @@ export async function main() {
     console.log(`Firewall: ${describeFirewall(settings)}`);
     logStart(server, settings, fileEnv);
   } catch (error) {
-    // A program that called main() may have other work: end the process all the same.
+    // The program that called main() may have other work, but its process must end all the same.
     const line = `Cannot start: ${(error as Error).message}\n`;
     process.stderr.write(line, () => process.exit(1));
   }
@@ -706,7 +706,8 @@ async function listen(server: Server, { HOST, PORT }: Settings) {
     await once(server, 'listening');
   } catch (error) {
     const { message } = error as Error;
-    throw new Error(`HOST ${HOST} with PORT ${PORT} cannot be used: ${message}. Set another one.`);
+    const reason = `HOST ${HOST} with PORT ${PORT} cannot be used: ${message}.`;
+    throw new Error(`${reason} Set another host or another port.`);
   }
 }
 
