@@ -259,12 +259,8 @@ async function route(sessions: Sessions, req: IncomingMessage, res: ServerRespon
   if (!res.socket) {
     return reply(res, 400, 'Pipelined request: wait for the answer to the previous request');
   }
-  if (isCrossSite(req)) {
-    return reply(res, 403, 'Cross-site request: web pages of other sites are refused');
-  }
-  if (!isAllowed(req, url, allowedHosts)) {
-    return reply(res, 403, 'Host or Origin not allowed: add its name to the allowed hosts');
-  }
+  const refusal = refusalOf(req, url, allowedHosts);
+  if (refusal) return reply(res, 403, refusal);
   const path = url ? withoutSlash(url.pathname) : undefined;
   if (path !== ssePath && path !== messagesPath) {
     return reply(res, 404, `Not found: use GET ${ssePath} or POST ${messagesPath}`);
@@ -291,6 +287,13 @@ function requestedUrl(req: IncomingMessage) {
   if (target.startsWith('/')) return new URL(`http://localhost${target}`);
   // A target may also be a whole URL, which must be accepted (RFC 9112, section 3.2.2).
   return URL.canParse(target) ? new URL(target) : undefined;
+}
+
+/** Why the request is not let in; undefined if it is. */
+function refusalOf(req: IncomingMessage, url: URL | undefined, allowedHosts: string[]) {
+  if (isCrossSite(req)) return 'Cross-site request: web pages of other sites are refused';
+  if (isAllowed(req, url, allowedHosts)) return undefined;
+  return 'Host or Origin not allowed: add its name to the allowed hosts';
 }
 
 /** Whether the request is meant for this server, and not sent by a web page of another site. */
