@@ -54,7 +54,7 @@ class Sessions {
     this.options = options;
   }
 
-  /** Answers a GET: its response becomes the stream, and the session lasts until that ends. */
+  /** Answers a GET. Its response becomes the stream, and the session ends when the stream ends. */
   async openSession(req: IncomingMessage, res: ServerResponse) {
     if (req.socket.destroyed) return; // The client has left, and no event would end its session.
     const refusal = this.refusal();
@@ -289,7 +289,7 @@ function requestedUrl(req: IncomingMessage) {
   return URL.canParse(target) ? new URL(target) : undefined;
 }
 
-/** Why the request is not let in; undefined if it is. */
+/** Why the request is refused; undefined if it is let in. */
 function refusalOf(req: IncomingMessage, url: URL | undefined, allowedHosts: string[]) {
   if (isCrossSite(req)) return 'Cross-site request: web pages of other sites are refused';
   if (isAllowed(req, url, allowedHosts)) return undefined;
