@@ -8,7 +8,7 @@
  * Each POST is answered with 202 alone, and the reply to its message comes on the stream. When
  * the stream ends, its session ends too, and a client that comes back opens a new stream.
  *
- * The steps and the names are those of the SDK's own example, `server/simpleSseServer.ts`.
+ * The steps and the names are those of the SDK's example, `examples/server/simpleSseServer.ts`.
  *
  * HTTP+SSE is deprecated: start a new server on Streamable HTTP, its successor. This file is for
  * servers whose clients still speak SSE.
@@ -78,7 +78,8 @@ class Sessions {
     };
     transport.onmessage = () => this.beforeMessage(transport, res);
     try {
-      // connect() keeps both handlers, calls them before its own, and sends the `endpoint` event.
+      // connect() adds its own handlers to these two (its JSDoc says that it replaces them, but SDK
+      // v1 calls ours first), and sends the `endpoint` event.
       await this.options.getServer().connect(transport);
     } catch (error) {
       await transport.close(); // The stream may be open already, and no server would answer on it.
@@ -299,7 +300,7 @@ function refusalOf(req: IncomingMessage, url: URL | undefined, allowedHosts: str
 /** Whether the request is meant for this server, and not sent by a web page of another site. */
 function isAllowed(req: IncomingMessage, url: URL | undefined, allowedHosts: string[]) {
   // A web page can make a browser send requests to 127.0.0.1 (DNS rebinding), but it can't change
-  // these headers.
+  // these headers. The SDK's own check is middleware for Express.
   const { host = '', origin } = req.headers;
   if (!isAllowedName(hostnameOf(host), allowedHosts)) return false;
   if (url && !isAllowedName(url.hostname, allowedHosts)) return false;
@@ -752,7 +753,8 @@ function logStart(server: Server, settings: Settings, fileEnv: NodeJS.Dict<strin
 /** Whether this file was started, rather than imported by another one. */
 function isStarted() {
   try {
-    // Node's own resolver knows that `node .` and `node dist/server` mean this file too.
+    // Node's own resolver knows that `node .` and `node dist/server` mean this file too. Node 24
+    // could ask `import.meta.main` instead.
     const require = module.createRequire(import.meta.url);
     return require.resolve(process.argv[1] ?? '') === import.meta.filename;
   } catch {
