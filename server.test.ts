@@ -48,7 +48,7 @@ const { createMcpHttpServer, readSettings } = subject;
 
 let isTaskKnown = false;
 
-/** Whether this is the task. A section asks before it does something else than testing. */
+/** Whether the command names this task. A section asks before it does anything other than test. */
 function isTask(name: string) {
   if (task !== name) return false;
   isTaskKnown = true;
@@ -1543,8 +1543,8 @@ const FINDINGS = {
     kind: 'problem',
     heading: 'SSE error: Non-200 status code (404)',
     means: 'This URL serves no stream of MCP events.',
-    cure: 'Use the URL of the stream, which often ends in /sse and, behind a proxy, begins with '
-      + "the proxy's prefix; if only Streamable HTTP answers, use its URL and set the client's "
+    cure: 'Use the URL of the stream, whose path often ends in /sse and, behind a proxy, begins '
+      + "with the proxy's prefix; if only Streamable HTTP answers, use its URL and set the client's "
       + 'type to `http`.',
   },
   'bad-gateway': {
@@ -4654,7 +4654,7 @@ const STAGE = {
   },
 
   /**
-   * Starts a server.ts with hooks that count and of which the first is slow. A client of
+   * Starts a server.ts with hooks that count sessions. The start hook is slow. A client of
    * `?leaving` is gone 20 ms after its request has come.
    */
   async serveSlowly(file: string) {
@@ -4782,7 +4782,7 @@ async function openStage(t: TestContext, folder: string) {
   const answers = new EventEmitter().setMaxListeners(0);
   child.on('message', ({ id, ...done }: Done) => answers.emit(String(id), done));
   const ended = once(child, 'close').then(() => {
-    return new NotYet(`The process of your file has ended. Seen: ${lastWords(lines)}`);
+    return new NotYet(`The process that runs your file has ended. Seen: ${lastWords(lines)}`);
   });
   let orders = 0;
 
@@ -4910,7 +4910,7 @@ const checkSessions: Check = async (t, stage, folder) => {
   await countsOpen(stage, url, 0, 'All clients have left');
 };
 
-/** The doctor looks while a client is idle; 2 s are a minute, since the intervals are hurried. */
+/** The doctor looks while a client is idle. 2 s stand for a minute, as the intervals are hurried. */
 async function checkIdleMinute(url: string, idle: EventStream) {
   const options = { endpointLimit: 2000, replyLimit: 2000, refusalLimit: 2000, pause: 300 };
   const watched = { ...options, watch: 2500, shortestSilence: 2000 };
@@ -4963,7 +4963,7 @@ async function askHealth(url: string) {
   );
   demand(answer.status === 200, 'GET /healthz must be answered with 200.', seenAs(answer));
   const type = answer.headers['content-type'] ?? '';
-  demand(type.startsWith('application/json'), 'Its Content-Type must be application/json.', type);
+  demand(type.startsWith('application/json'), "The answer's Content-Type must be application/json.", type);
   const [health] = (parseHealth(answer.text) ?? []) as Health[];
   const isWhole =
     health &&
@@ -4972,7 +4972,7 @@ async function askHealth(url: string) {
     });
   demand(
     isWhole,
-    'Its body must be {"sessions":…,"started":…,"longestMs":…} with three numbers.',
+    'The body must be {"sessions":…,"started":…,"longestMs":…} with three numbers.',
     answer.text.trim(),
   );
   return health;
@@ -5007,14 +5007,14 @@ const checkHealth: Check = async (t, stage, folder) => {
   demand(
     rebound.status === 403,
     'GET /healthz for a foreign Host must get 403, as any other request does: answer it after '
-      + 'isAllowed().',
+      + 'refusalOf().',
     seenAs(rebound),
   );
   await checkUncounted(t, url);
   await checkCounted(t, url);
 };
 
-/** What is no session: a request that was refused, and a stream that failed while it opened. */
+/** What is not a session: a request that was refused, and a stream that failed while it opened. */
 async function checkUncounted(t: TestContext, url: string) {
   const none = { sessions: 0, started: 0, longestMs: 0 };
   const sse = new URL('/sse', url);
@@ -5124,7 +5124,7 @@ async function checkAddressTool(stream: EventStream) {
   demand(tool, `There must be a tool ${ADDRESS_TOOL}: register it in getServer().`, names);
   demand(
     tool.annotations?.readOnlyHint,
-    'Its annotations must say readOnlyHint: true, since it changes nothing.',
+    'The annotations of the tool must say readOnlyHint: true, since the tool changes nothing.',
     JSON.stringify(tool.annotations ?? {}),
   );
 }
@@ -5244,7 +5244,7 @@ async function checkEndOfCall(
 
 // Exercise 6.
 
-/** A server behind a front that can take it away, and answer 502 meanwhile or nothing at all. */
+/** A server behind a front, which can take the server away and then answer 502 or nothing at all. */
 async function startShakyServer(t: TestContext, folder: string, absence: 'drop' | '502') {
   const { createMcpHttpServer } = (await import(fileUrl(folder, 'server.ts'))) as ServerModule;
   const events = new EventEmitter();
@@ -5513,7 +5513,7 @@ async function checkGuards(url: string) {
   const foreign = await post({ ...WITH_TOKEN, origin: 'http://attacker.example' });
   demand(
     foreign.status === 403,
-    'A request for /mcp with a foreign Origin must get 403: look at the path after isAllowed().',
+    'A request for /mcp with a foreign Origin must get 403: look at the path after refusalOf().',
     seenAs(foreign),
   );
   const bare = await post({});
@@ -5970,7 +5970,7 @@ const EXERCISES: Record<string, Exercise> = {
     file: 'server.ts',
     check: checkHealth,
     hints: [
-      'Answer /healthz in route(), after isAllowed() and before the paths are compared: '
+      'Answer /healthz in route(), after refusalOf() and before the paths are compared: '
         + 'reply() takes a status, a text and headers.',
       'Keep three numbers beside logHooks. onSessionStart adds, and onSessionEnd subtracts: both '
         + 'are called once for each session that really started.',
@@ -5981,7 +5981,7 @@ const EXERCISES: Record<string, Exercise> = {
     ],
   },
   5: {
-    title: 'A call that outlives nothing',
+    title: 'A call that ends with its session',
     file: 'server.ts',
     check: checkAddresses,
     hints: [
@@ -6090,7 +6090,7 @@ async function findTypeError(t: TestContext, folder: string, files: string[]) {
     /^(.+)\((\d+),\d+\): error TS\d+: (.+)$/m.exec(lines.join('\n')) ?? [];
   return file
     ? `${file} does not compile: line ${line}: ${message}`
-    : `It does not compile: ${lines[0]}`;
+    : `The file does not compile: ${lines[0]}`;
 }
 
 /** Checks one exercise with code; returns what is missing, or undefined. */
@@ -7586,7 +7586,7 @@ function testCommands() {
         return withCleanUp((scope) => checkOnStage(scope, folder, checkHealth));
       }),
     );
-    assert.match(missing[0] ?? '', /^The process of your file has ended\. Seen: Error: Oh$/);
+    assert.match(missing[0] ?? '', /^The process that runs your file has ended\. Seen: Error: Oh$/);
     assert.match(missing[1] ?? '', /^GET \/healthz must be answered: .* no answer within 3 s/);
   });
 

@@ -185,7 +185,7 @@ export interface SessionHooks {
 // ---- HTTP ------------------------------------------------------------------------------------
 
 export interface McpHttpServerOptions {
-  /** Makes the server of one session: an McpServer can be connected to one transport only. */
+  /** Makes the server of one session: an McpServer can be connected to only one transport. */
   getServer: () => McpServer;
   /** What to call when a session starts and when it ends; by default nothing. */
   hooks?: SessionHooks | undefined;
@@ -299,8 +299,8 @@ function refusalOf(req: IncomingMessage, url: URL | undefined, allowedHosts: str
 
 /** Whether the request is meant for this server, and not sent by a web page of another site. */
 function isAllowed(req: IncomingMessage, url: URL | undefined, allowedHosts: string[]) {
-  // A web page can make a browser send requests to 127.0.0.1 (DNS rebinding), but it can't change
-  // these headers. The SDK's own check is middleware for Express.
+  // A web page can make a browser send requests to 127.0.0.1 (DNS rebinding), but the page can't
+  // change these headers. The SDK's own check is middleware for Express.
   const { host = '', origin } = req.headers;
   if (!isAllowedName(hostnameOf(host), allowedHosts)) return false;
   if (url && !isAllowedName(url.hostname, allowedHosts)) return false;
@@ -385,7 +385,7 @@ const showSystemInfo = {
 export function getServer(firewall: Firewall | undefined) {
   const server = new McpServer({ name: 'mcp-baseline', version: '1.0.0' }, { jsonSchemaValidator });
   // If a client gives several calls the same id, the SDK's own signal fires for only one of them
-  // when the session ends. This one fires for all.
+  // when the session ends. This signal fires for all of them.
   const sessionEnd = new AbortController();
   server.server.onclose = () => sessionEnd.abort();
 
@@ -641,7 +641,7 @@ export function readSettings(env: Record<string, string | undefined>) {
 
 function describeFault(name: string, value: string | undefined, rule: string) {
   if (value === undefined) return `${name} is not set. Set it in the environment or in .env.`;
-  // A secret must not reach a log, and a URL may hold a password in front of its @.
+  // A secret must not reach a log, and a URL may hold a password before its @.
   const isSecret = /TOKEN|KEY|SECRET|PASSWORD/.test(name) || value.includes('@');
   return `${name} is ${isSecret ? 'wrong' : JSON.stringify(value)}. ${rule}`;
 }
