@@ -7947,7 +7947,7 @@ describe('The README', async () => {
       '1 MiB that': 'MAX_UNREAD_BYTES = 1024 * 1024;',
       '64 MiB of': 'MAX_POSTED_BYTES = 64 * 1024 * 1024;',
       'five calls': 'connections: 5,',
-      'and 50 that wait': 'MAX_QUEUED_CALLS = 50;',
+      '50 calls that wait': 'MAX_QUEUED_CALLS = 50;',
     };
     for (const [words, line] of Object.entries(limits)) {
       assert.ok(text.includes(words), words);
