@@ -4111,7 +4111,7 @@ describeDoctor('The faults of the workshop in server.ts', () => {
 
 describe('The doctor', () => {
   for (const suite of doctorSuites) suite();
-}, { concurrency: 2 });
+}, { concurrency: 3 });
 
 // ==== From here on, delete what you do not need: the tool and its firewall ====================
 
@@ -7746,6 +7746,24 @@ describe('The README', async () => {
     });
   }
 
+  // It waits for some seconds, so it comes first and the others run beside it.
+  test('the doctor prints on a faulty server what is shown', async (t) => {
+    const transports: Transports = new Map();
+    const open = async (_req: http.IncomingMessage, res: http.ServerResponse) => {
+      const transport = new SSEServerTransport('/messages', res);
+      transports.set(randomUUID(), transport);
+      await getFaultyServer().connect(transport);
+    };
+    const url = await serve(t, routes(open, sdkPost(transports)));
+    const [command = '', output = ''] = blocks(section('## When it breaks'));
+    const [, , , , , ...options] = command.split(' ');
+    const args = ['server.test.ts', 'doctor', `${url}/sse`, ...options];
+    const { lines, exit } = runNode(t, args, {}, import.meta.dirname);
+    assert.equal(await exit, 1);
+    const ids = /(?<==)\w{8}…/g;
+    assert.match(lines.join('\n').replace(ids, 'ID'), asPattern(output.replace(ids, 'ID')));
+  });
+
   test('each link inside the page leads to a heading', () => {
     const anchors = [...readme.matchAll(/^#+ (.*)$/gm)].map(([, heading = '']) => {
       return heading.toLowerCase().replace(/[^\w -]/g, '').replaceAll(' ', '-');
@@ -7841,23 +7859,6 @@ describe('The README', async () => {
     for (const code of excerpts) {
       assert.ok(source.includes(`${code}\n`), `server.ts does not hold\n${code}`);
     }
-  });
-
-  test('the doctor prints on a faulty server what is shown', async (t) => {
-    const transports: Transports = new Map();
-    const open = async (_req: http.IncomingMessage, res: http.ServerResponse) => {
-      const transport = new SSEServerTransport('/messages', res);
-      transports.set(randomUUID(), transport);
-      await getFaultyServer().connect(transport);
-    };
-    const url = await serve(t, routes(open, sdkPost(transports)));
-    const [command = '', output = ''] = blocks(section('## When it breaks'));
-    const [, , , , , ...options] = command.split(' ');
-    const args = ['server.test.ts', 'doctor', `${url}/sse`, ...options];
-    const { lines, exit } = runNode(t, args, {}, import.meta.dirname);
-    assert.equal(await exit, 1);
-    const ids = /(?<==)\w{8}…/g;
-    assert.match(lines.join('\n').replace(ids, 'ID'), asPattern(output.replace(ids, 'ID')));
   });
 
   test('each finding of the doctor has its row, word for word', () => {
@@ -7990,7 +7991,7 @@ describe('The README', async () => {
     await eventually(() => client.ping().then(() => true, () => false));
     assert.ok(errors.every((text) => !text.includes('502')), errors.join('\n'));
   });
-}, { concurrency: 4 });
+}, { concurrency: 6 });
 
 /** Texts of other programs, and descriptions: no run here can show them. */
 const ELSEWHERE = [
