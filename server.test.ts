@@ -4582,6 +4582,7 @@ function systemInfo(fields: string) {
 
 // ==== From here on, delete what you do not need: the exercises ================================
 
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { fork } from 'node:child_process';
 import { existsSync, watch } from 'node:fs';
 import { readdir } from 'node:fs/promises';
@@ -4637,9 +4638,23 @@ type ClientModule = {
 };
 type Staged = Awaited<ReturnType<ClientModule['connect']>>;
 
+/** What the stage counts for one server. */
+type Counts = {
+  started: number;
+  ended: number;
+  /** How often getServer() was called. */
+  made: number;
+  /** The timers that its requests have started, and that have run since they were counted last. */
+  timers: Set<object>;
+  /** The maps in which it has filed a transport. */
+  maps: Set<Map<unknown, unknown>>;
+};
+
 const staged = {
   clients: new Map<string, Staged>(),
-  counts: new Map<string, { started: number; ended: number }>(),
+  counts: new Map<string, Counts>(),
+  /** The server whose request is being answered. */
+  current: new AsyncLocalStorage<Counts>(),
   lastStart: Promise.resolve() as Promise<unknown>,
 };
 
@@ -4658,7 +4673,9 @@ const STAGE = {
    */
   async serveSlowly(file: string) {
     const { createMcpHttpServer, getServer } = (await import(file)) as ServerModule;
-    const count = { started: 0, ended: 0 };
+    const count = {
+      started: 0, ended: 0, made: 0, timers: new Set<object>(), maps: new Set<Map<unknown, unknown>>(),
+    };
     const hooks = {
       async onSessionStart() {
         count.started += 1;
@@ -4668,32 +4685,45 @@ const STAGE = {
         count.ended += 1;
       },
     };
-    const { server } = createMcpHttpServer({ getServer: () => getServer(undefined), hooks });
+    const { server } = createMcpHttpServer({
+      getServer() {
+        count.made += 1;
+        return getServer(undefined);
+      },
+      hooks,
+    });
     server.on('request', ({ url, socket }) => {
       if (url?.endsWith('?leaving')) setTimeout(() => socket.destroy(), 20);
     });
+    const emit = server.emit.bind(server) as (...args: unknown[]) => boolean;
+    server.emit = (...args: unknown[]) => staged.current.run(count, emit, ...args);
     await once(server.listen(0, '127.0.0.1'), 'listening');
     const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
     staged.counts.set(url, count);
     return url;
   },
 
+  /** What was counted since the start, except for the timers: those that ran since the last call. */
   async count(url: string) {
-    return staged.counts.get(url);
+    const count = staged.counts.get(url);
+    if (!count) throw new Error('it was not served');
+    const { started, ended, made, timers, maps } = count;
+    const filed = [...maps].reduce((sum, map) => sum + map.size, 0);
+    const counted = { started, ended, made, timers: timers.size, filed };
+    timers.clear();
+    return counted;
   },
 
-  /** Lets the intervals run 30 times as fast, so that a check need not wait for a minute. */
+  /** Lets the timers run 30 times as fast, so that a check need not wait for a minute. */
   async hurry() {
-    const start = globalThis.setInterval as typeof setTimeout;
-    const quick = (run: () => void, ms = 0, ...args: []) => {
-      return start(run, ms >= 1000 ? ms / 30 : ms, ...args);
-    };
-    Object.assign(globalThis, { setInterval: quick });
+    for (const name of ['setInterval', 'setTimeout'] as const) hurryTimers(name);
+    noteFiledTransports();
   },
 
   /** Connects a client.ts, under a name. */
   async connect(name: string, file: string, url: string) {
-    const { connect } = (await import(file)) as ClientModule;
+    const { connect } = (await import(file)) as Partial<ClientModule>;
+    if (typeof connect !== 'function') throw new Error('it is not exported');
     staged.clients.set(name, await connect(new URL(url)));
   },
 
@@ -4707,6 +4737,29 @@ const STAGE = {
     await clientOnStage(name).close();
   },
 };
+
+function hurryTimers(name: 'setInterval' | 'setTimeout') {
+  const start = globalThis[name] as typeof setTimeout;
+  const quick = (run: (...args: unknown[]) => void, ms = 0, ...args: unknown[]) => {
+    const count = staged.current.getStore();
+    const timer = {};
+    const runCounted = () => {
+      count?.timers.add(timer);
+      run(...args);
+    };
+    return start(runCounted, ms >= 1000 ? ms / 30 : ms);
+  };
+  Object.assign(globalThis, { [name]: Object.assign(quick, start) });
+}
+
+/** A transport that stays in a map is a leak, and over sockets alone nobody could see that. */
+function noteFiledTransports() {
+  const { set } = Map.prototype;
+  Map.prototype.set = function (key, value) {
+    if (value instanceof SSEServerTransport) staged.current.getStore()?.maps.add(this);
+    return set.call(this, key, value);
+  };
+}
 
 function clientOnStage(name: string) {
   const client = staged.clients.get(name);
@@ -4906,14 +4959,49 @@ const checkSessions: Check = async (t, stage, folder) => {
   await checkIdleMinute(url, third);
   second.close();
   third.close();
+  for (let i = 0; i < 12; i += 1) {
+    const stream = await enter(t, url, {}, 'One of many clients, one after another,');
+    stream.close();
+  }
   await countsOpen(stage, url, 0, 'All clients have left');
+  await checkNothingLeft(stage, url);
 };
 
-/** The doctor looks while a client is idle; 2 s are a minute, since the intervals are hurried. */
+/** All sessions have ended: each had a server of its own, and nothing of them may be left. */
+async function checkNothingLeft(stage: Stage, url: string) {
+  const { made, started, filed } = await stage.order('count', [url]);
+  demand(
+    made >= started,
+    'Each session must have an McpServer of its own: call getServer() for each one.',
+    `getServer() was called ${made} times for ${started} sessions`,
+  );
+  demand(
+    filed === 0,
+    'All clients have left, so no transport may be kept: remove each one as often as you file it.',
+    `${filed} transports are kept`,
+  );
+  await sleep(800); // That is 24 s, and a keep-alive comes each 15 s.
+  const { timers } = await stage.order('count', [url]);
+  demand(
+    timers < started / 2, // One timer for all sessions together may go on.
+    'All sessions have ended, so their timers must end too: call clearInterval(keepAlive).',
+    `${timers} timers were still running`,
+  );
+}
+
+/** The doctor looks while a client is idle; 2 s are a minute, since the timers are hurried. */
 async function checkIdleMinute(url: string, idle: EventStream) {
   const options = { endpointLimit: 2000, replyLimit: 2000, refusalLimit: 2000, pause: 300 };
   const watched = { ...options, watch: 2500, shortestSilence: 2000 };
-  const [{ findings }] = await Promise.all([diagnose(`${url}/sse`, watched), sleep(2500)]);
+  // A server that soon stops writing is seen one minute later.
+  const idleUntil = Math.max(Date.now() + 2500, idle.openedAt + 5000);
+  const idleTime = sleep(idleUntil - Date.now());
+  const [{ findings }] = await Promise.all([diagnose(`${url}/sse`, watched), idleTime]);
+  demand(
+    !idle.endedCleanly,
+    'The server must not end the stream of an idle client.',
+    'it ended the stream within two minutes and a half',
+  );
   demand(
     !idle.ended,
     'A stream must outlive a proxy that ends what is silent for 60 s (the check lets your '
@@ -4935,7 +5023,7 @@ async function isGone(stream: EventStream, what: string) {
 /** Compares the hooks' count; each stream that ends has to end once in the hooks too. */
 async function countsOpen(stage: Stage, url: string, open: number, what: string) {
   await until(async () => {
-    const { started = 0, ended = 0 } = (await stage.order('count', [url])) ?? {};
+    const { started, ended } = await stage.order('count', [url]);
     const seen = `${started} calls of onSessionStart and ${ended} of onSessionEnd`;
     return { is: started - ended === open, seen };
   }, `${what}, so the hooks must have counted ${open} open sessions.`);
@@ -5009,8 +5097,16 @@ const checkHealth: Check = async (t, stage, folder) => {
       + 'isAllowed().',
     seenAs(rebound),
   );
+  const foreign = { origin: 'http://attacker.example' };
+  const crossOrigin = await ask(new URL('/healthz', url), { headers: foreign });
+  demand(
+    crossOrigin.status === 403,
+    'GET /healthz with a foreign Origin must get 403, as any other request.',
+    seenAs(crossOrigin),
+  );
   await checkUncounted(t, url);
-  await checkCounted(t, url);
+  const longestMs = await checkCounted(t, url);
+  await checkLongest(t, url, longestMs);
 };
 
 /** What is no session: a request that was refused, and a stream that failed while it opened. */
@@ -5041,6 +5137,11 @@ async function checkCounted(t: TestContext, url: string) {
   const openedAt = Date.now();
   const second = await enter(t, url, WITH_TOKEN);
   await healthIs(url, { sessions: 2, started: 2 }, 'Two streams are open');
+  const id = first.endpoint?.searchParams.get('sessionId') ?? '';
+  demand(
+    !JSON.stringify(await askHealth(url)).includes(id),
+    'GET /healthz must not tell the id of a session: whoever knows it can post into the session.',
+  );
   await sleep(300);
   const least = Date.now() - openedAt;
   first.close();
@@ -5068,6 +5169,26 @@ async function checkCounted(t: TestContext, url: string) {
     'The last session to end was the longest: longestMs must have grown.',
     JSON.stringify(last),
   );
+  return last.longestMs;
+}
+
+/** The longest session stays the longest, whether others are open or none is. */
+async function checkLongest(t: TestContext, url: string, longestMs: number) {
+  const shortFrom = Date.now();
+  const short = await enter(t, url, WITH_TOKEN);
+  await healthIs(url, { sessions: 1, longestMs }, 'A session has started after all had ended');
+  short.close();
+  await healthIs(url, { sessions: 0, started: 4 }, 'It has ended');
+  if (Date.now() - shortFrom >= longestMs) return; // The machine is too busy to go on.
+  await healthIs(url, { longestMs }, 'A shorter session came and went alone');
+  const open = await enter(t, url, WITH_TOKEN);
+  await sleep(longestMs + 100);
+  await healthIs(
+    url,
+    { sessions: 1, longestMs },
+    'The one open session is older than the longest that has ended, and does not count yet',
+  );
+  open.close();
 }
 
 // Exercise 5.
@@ -5092,7 +5213,8 @@ const checkAddresses: Check = async (t, stage, folder) => {
   await checkAddressTool(stream);
   await checkAddressSample(t, await serveFile(stage, folder));
   await checkAddressLists(stream, state, requests);
-  await checkAddressErrors(stream, state);
+  await checkManyAddresses(stream, state);
+  await checkAddressErrors(stream, state, requests);
   state.reply = undefined;
   await checkEndOfCall(
     events,
@@ -5113,7 +5235,26 @@ const checkAddresses: Check = async (t, stage, folder) => {
     await stream.post(callTool(9_002, ADDRESS_TOOL));
     return () => stream.close();
   });
+  await checkSameId(t, url, events);
 };
+
+/** The SDK's own signal fires for the last call of an id only. */
+async function checkSameId(t: TestContext, url: string, events: EventEmitter) {
+  const stream = await enter(t, url);
+  const first = () => stream.post(callTool(9_003, ADDRESS_TOOL));
+  const what = 'A client gave two calls the same id and left:';
+  const cure = 'join the signal of the call and that of the session, as show_system_info does';
+  await checkEndOfCall(events, what, cure, async () => {
+    await first();
+    return async () => {
+      const asked = once(events, 'request', { signal: AbortSignal.timeout(3000) });
+      asked.catch(() => {});
+      await first();
+      await asked.catch(() => {});
+      stream.close();
+    };
+  });
+}
 
 async function checkAddressTool(stream: EventStream) {
   const { reply } = await stream.request('tools/list', {}, 3000);
@@ -5155,13 +5296,15 @@ async function checkAddressLists(
   requests: { body: string }[],
 ) {
   const entries = [
-    { name: '0010', fqdn: '0010.example' },
+    { name: '0010', fqdn: '0010.example', description: 'By name', tag: { member: 'dmz' } },
     { name: 'web', 'ip-netmask': '192.0.2.80/32' },
   ];
   for (const wanted of [entries, entries.slice(0, 1), []]) {
     state.reply = addressReply(wanted);
+    const before = requests.length;
     const result = await callOn(stream, ADDRESS_TOOL);
     checkAddressRequest(requests.at(-1)?.body);
+    checkAskedOnce(requests.length - before);
     const number = ['no address object', 'one address object', 'two address objects'][
       wanted.length
     ];
@@ -5173,10 +5316,38 @@ async function checkAddressLists(
   }
 }
 
-function addressReply(entries: Record<string, string>[]) {
+async function checkManyAddresses(stream: EventStream, state: { reply: string | undefined }) {
+  const entries = Array.from({ length: 12 }, (_, i) => ({ name: `host-${i}`, fqdn: `${i}.example` }));
+  state.reply = addressReply(entries);
+  const { structuredContent } = await callOn(stream, ADDRESS_TOOL);
+  const addresses = addressesOf(structuredContent) ?? [];
+  demand(
+    isDeepStrictEqual(addresses, entries),
+    'The firewall has twelve address objects: it must return all of them, in their order.',
+    `${addresses.length} objects: ${addresses.map(({ name }) => name).join(', ')}`,
+  );
+}
+
+function checkAskedOnce(times: number) {
+  demand(
+    times === 1,
+    'Each call of the tool must ask the firewall once, whatever it answers.',
+    `the firewall was asked ${times} times`,
+  );
+}
+
+type Fields = { [name: string]: string | Fields };
+
+function fieldsAsXml(fields: Fields): string {
+  const elements = Object.entries(fields).map(([name, value]) => {
+    return `<${name}>${typeof value === 'string' ? value : fieldsAsXml(value)}</${name}>`;
+  });
+  return elements.join('');
+}
+
+function addressReply(entries: Fields[]) {
   const xml = entries.map(({ name, ...fields }) => {
-    const [[field = '', value = ''] = []] = Object.entries(fields);
-    return `<entry name="${name}"><${field}>${value}</${field}></entry>`;
+    return `<entry name="${name}">${fieldsAsXml(fields)}</entry>`;
   });
   return `<response status="success"><result><address>${xml.join('')}</address></result></response>`;
 }
@@ -5193,9 +5364,15 @@ function checkAddressRequest(body = '') {
   demand(xpath === ADDRESS_XPATH, 'It must ask with the xpath of the exercise.', `xpath=${xpath}`);
 }
 
-async function checkAddressErrors(stream: EventStream, state: { reply: string | undefined }) {
+async function checkAddressErrors(
+  stream: EventStream,
+  state: { reply: string | undefined },
+  requests: { body: string }[],
+) {
   state.reply = '<response status="error" code="403"><msg><line>No right</line></msg></response>';
+  const before = requests.length;
   const result = await callOn(stream, ADDRESS_TOOL);
+  checkAskedOnce(requests.length - before);
   const seen = JSON.stringify(result.structuredContent ?? result.content);
   demand(
     result.isError,
@@ -5279,6 +5456,7 @@ function getShakyTools(events: EventEmitter, calls: string[]) {
     events.emit(name);
     if (name === 'count') return answer('counted');
     if (name === 'fail') return { ...answer('There is no such address.'), isError: true };
+    if (name === 'broken') throw new McpError(ErrorCode.InternalError, 'The tool is broken.');
     if (name !== 'slow') throw new McpError(ErrorCode.InvalidParams, `There is no tool ${name}`);
     const isFirst = calls.filter((other) => other === 'slow').length === 1;
     if (isFirst) await once(signal, 'abort');
@@ -5412,29 +5590,35 @@ async function checkIdleRestart(shaky: Shaky, call: Caller) {
   );
 }
 
-/** An error of the tool is an answer: it is not to be tried again. */
+/** An error of the tool or of the server is an answer: it is not to be tried again. */
 async function checkFailure(shaky: Shaky, call: Caller) {
+  const failed = 'A tool answered with an error: that is an answer,';
+  const unknown = 'The server says that there is no such tool: that is an answer too,';
+  const broken = 'The server answered with another JSON-RPC error: that is an answer too,';
+  await answersOnce(shaky, call, 'fail', 'no such address', failed);
+  await answersOnce(shaky, call, 'unknown', 'no tool unknown', unknown);
+  await answersOnce(shaky, call, 'broken', 'tool is broken', broken);
+}
+
+async function answersOnce(
+  shaky: Shaky,
+  call: Caller,
+  tool: string,
+  words: string,
+  what: string,
+) {
   const before = shaky.calls.length;
-  const outcome = await call('fail', 3000).then(
+  const outcome = await call(tool, 3000).then(
     ({ text }) => text,
     ({ message }: Error) => message,
   );
   const times = shaky.calls.length - before;
   demand(
     times === 1,
-    'A tool answered with an error: that is an answer, and must not be tried again.',
+    `${what} and must not be tried again.`,
     `the tool was called ${times} times`,
   );
-  demand(outcome.includes('no such address'), "A tool's error must reach the caller.", outcome);
-  const unknown = await call('unknown', 3000).then(
-    ({ text }) => text,
-    ({ message }: Error) => message,
-  );
-  demand(
-    unknown.includes('no tool unknown'),
-    'The server says that there is no such tool: that is an answer too, and must reach the caller.',
-    unknown,
-  );
+  demand(outcome.includes(words), `${what} and must reach the caller.`, outcome);
 }
 
 // Exercise 7.
@@ -5473,7 +5657,8 @@ async function checkCallsTogether(t: TestContext, url: string) {
   });
   demand(
     results.every((result) => result?.['hostname'] === 'fw'),
-    'The tool must answer on /mcp as it does on /sse.',
+    'The tool must answer on /mcp as it does on /sse. Does each request have a server and a '
+      + 'transport of its own?',
     JSON.stringify(results.find((result) => result?.['hostname'] !== 'fw') ?? {}),
   );
 }
@@ -5516,6 +5701,31 @@ async function checkGuards(url: string) {
     'A request without a token for /mcp must get 401: look at the path after isAuthorized().',
     seenAs(bare),
   );
+  const crossSite = await post({ ...WITH_TOKEN, 'sec-fetch-site': 'cross-site' });
+  demand(
+    crossSite.status === 403,
+    'A cross-site request for /mcp must get 403: look at the path after refusalOf().',
+    seenAs(crossSite),
+  );
+  const other = await ask(new URL('/mcpfoo', url), { method: 'POST', headers: WITH_TOKEN });
+  demand(
+    other.status === 404,
+    'Only /mcp itself is new, so POST /mcpfoo must get 404.',
+    seenAs(other),
+  );
+  await checkOldGuards(url);
+}
+
+/** The paths of SSE are behind the token as before. */
+async function checkOldGuards(url: string) {
+  for (const [method, path] of [['GET', '/sse'], ['POST', '/messages']] as const) {
+    const answer = await ask(new URL(path, url), { method, limit: 3000 });
+    demand(
+      answer.status === 401,
+      `${method} ${path} without a token must get 401 as before.`,
+      seenAs(answer),
+    );
+  }
 }
 
 const INITIALIZE_MCP = {
