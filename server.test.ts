@@ -4747,7 +4747,7 @@ function hurryTimers(name: 'setInterval' | 'setTimeout') {
       count?.timers.add(timer);
       run(...args);
     };
-    return start(runCounted, ms >= 1000 ? ms / 30 : ms);
+    return ms < 1000 ? start(run, ms, ...args) : start(runCounted, ms / 30);
   };
   Object.assign(globalThis, { [name]: Object.assign(quick, start) });
 }
@@ -4959,7 +4959,7 @@ const checkSessions: Check = async (t, stage, folder) => {
   await checkIdleMinute(url, third);
   second.close();
   third.close();
-  for (let i = 0; i < 12; i += 1) {
+  for (let i = 0; i < 4; i += 1) {
     const stream = await enter(t, url, {}, 'One of many clients, one after another,');
     stream.close();
   }
@@ -5137,9 +5137,10 @@ async function checkCounted(t: TestContext, url: string) {
   const openedAt = Date.now();
   const second = await enter(t, url, WITH_TOKEN);
   await healthIs(url, { sessions: 2, started: 2 }, 'Two streams are open');
-  const id = first.endpoint?.searchParams.get('sessionId') ?? '';
+  const told = JSON.stringify(await askHealth(url));
+  const ids = [first, second].map(({ endpoint }) => endpoint?.searchParams.get('sessionId') ?? '');
   demand(
-    !JSON.stringify(await askHealth(url)).includes(id),
+    !ids.some((id) => told.includes(id)),
     'GET /healthz must not tell the id of a session: whoever knows it can post into the session.',
   );
   await sleep(300);
@@ -5759,7 +5760,8 @@ type ByHandOptions = {
   print: (line: string) => void;
   /** Begins to read the lines that the participant types. */
   readLines: () => AsyncIterable<string>;
-  port: number;
+  /** As it is set in PORT. */
+  port: string;
   seconds: number;
   /** Told where the server is; the tests play the participant here. */
   learner?: (url: string) => unknown;
@@ -5798,10 +5800,12 @@ async function serveByHand(
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
-async function listenByHand(server: http.Server, port: number) {
-  const listening = once(server.listen(port, '127.0.0.1'), 'listening');
+async function listenByHand(server: http.Server, port: string) {
+  const isPort = /^\d+$/.test(port) && Number(port) <= 65535;
+  demand(isPort, `PORT is "${port}". It must be a whole number from 0 to 65535.`);
+  const listening = once(server.listen(Number(port), '127.0.0.1'), 'listening');
   await listening.catch(({ code, message }: NodeJS.ErrnoException) => {
-    const inUse = `Port ${port} is in use: stop \`npm start\` with Ctrl-C in its terminal, then start this again.`;
+    const inUse = `Port ${port} is in use, perhaps by \`npm start\`: stop that, or set another PORT, and start this again.`;
     throw new NotYet(code === 'EADDRINUSE' ? inUse : `Port ${port} cannot be used: ${message}.`);
   });
 }
@@ -5899,9 +5903,13 @@ class SessionGuide {
     const method = this.requests.get(`${id} ${message.id}`);
     if (!method) return;
     if (message.error) {
-      this.print(
-        `  Your ${method} was answered with an error: ${message.error.message.split('\n')[0]}`,
-      );
+      // The SDK's own text for wrong params is a list that fills a screen.
+      const [line = ''] = message.error.message.split('\n');
+      const cure = method === 'initialize'
+        ? 'its params need protocolVersion, capabilities and clientInfo.'
+        : 'its params need a name, and arguments, if there are any, must be an object.';
+      const why = line.startsWith('[') ? cure : line;
+      this.print(`  Your ${method} was answered with an error: ${why}`);
     } else if (message.result?.isError) {
       this.print('  The tool answered with an error: look at the stream.');
     } else {
@@ -6004,7 +6012,7 @@ type Refusal = keyof typeof REFUSALS;
 
 async function refuseByHand(t: TestContext, options: ByHandOptions) {
   const { print, seconds, learner } = options;
-  const predictions = await askPredictions(options);
+  const predictions = new Map<Refusal, string>();
   const todo = new Set(Object.keys(REFUSALS) as Refusal[]);
   const gone = new Set<string>();
   const done = new EventEmitter();
@@ -6012,6 +6020,9 @@ async function refuseByHand(t: TestContext, options: ByHandOptions) {
   const url = await serveByHand(t, options, {
     onEnd: ({ id }) => void gone.add(id),
     onAnswer: (req, status, text) => {
+      if (predictions.size < Object.keys(REFUSALS).length) {
+        return print('  A request came before your four predictions, and it does not count.');
+      }
       const refusal = refusalOf(req, status, gone);
       if (!refusal) {
         const advice = adviceFor(req, status);
@@ -6026,6 +6037,7 @@ async function refuseByHand(t: TestContext, options: ByHandOptions) {
       if (todo.size === 0) done.emit('done');
     },
   });
+  await askPredictions(options, predictions);
   print(`This is the server now: ${url}. Send the four with curl -d '{}', in any order.`);
   const finished = waitByHand(done, seconds, () => {
     return `Still missing: ${[...todo].map((name) => REFUSALS[name]).join('; ')}.`;
@@ -6036,9 +6048,11 @@ async function refuseByHand(t: TestContext, options: ByHandOptions) {
 }
 
 /** Asks for a prediction of each refusal, until it has a status and a few words. */
-async function askPredictions({ print, readLines }: ByHandOptions) {
+async function askPredictions(
+  { print, readLines }: ByHandOptions,
+  predictions: Map<Refusal, string>,
+) {
   const lines = readLines()[Symbol.asyncIterator]();
-  const predictions = new Map<Refusal, string>();
   print(
     'First say what you expect: the status, and in a few words the text. Example: 200 here you are',
   );
@@ -6055,7 +6069,6 @@ async function askPredictions({ print, readLines }: ByHandOptions) {
       print('Begin with a status of three digits, and go on with a few words of the text.');
     }
   }
-  return predictions;
 }
 
 function refusalOf(
@@ -6164,7 +6177,9 @@ const EXERCISES: Record<string, Exercise> = {
     file: 'server.ts',
     check: checkSessions,
     hints: [
-      ...FIND_HINTS,
+      `${FIND_HINTS[0]} A risk, with \`!\`, is a finding too. Let the doctor watch for its 40 `
+        + 'seconds: with `--watch 2` it cannot see this fault.',
+      ...FIND_HINTS.slice(1),
       'What goes over an idle stream in a minute? Watch one with `curl -N`. A proxy in between '
         + 'sees only that.',
     ],
@@ -6222,7 +6237,8 @@ const EXERCISES: Record<string, Exercise> = {
     hints: [
       'Let /mcp through where the paths are compared, and serve it after isAuthorized().',
       'A StreamableHTTPServerTransport without a sessionIdGenerator keeps no sessions: one '
-        + 'transport and one getServer() for each request.',
+        + 'transport and one getServer() for each request. Call its constructor without options: '
+        + '{ sessionIdGenerator: undefined }, as in older examples, does not pass the type check.',
       "Close the transport when the response closes: res.once('close', …). That ends the calls "
         + 'of a client that has left.',
       'getServer() has the same rule here as for SSE: an McpServer holds one transport. Make '
@@ -6240,7 +6256,10 @@ async function readState(folder: string): Promise<State> {
   return { passed: [], hints: {}, ...(JSON.parse(text) as Partial<State>) };
 }
 
-async function writeState(folder: string, state: State) {
+/** Reads the state again before it is written: another command may have changed it meanwhile. */
+async function changeState(folder: string, change: (state: State) => void) {
+  const state = await readState(folder);
+  change(state);
   await writeFile(join(folder, KEPT, 'state.json'), `${JSON.stringify(state, null, 2)}\n`);
 }
 
@@ -6248,6 +6267,10 @@ async function writeState(folder: string, state: State) {
 async function keepServer(folder: string, print: (line: string) => void) {
   const kept = join(folder, KEPT, 'server.ts');
   if (existsSync(kept)) return;
+  demand(
+    existsSync(join(folder, 'server.ts')),
+    `server.ts is not there, and ${KEPT} has no copy of it: put the original in place.`,
+  );
   await mkdir(join(folder, KEPT), { recursive: true });
   await copyFile(join(folder, 'server.ts'), kept);
   print(`server.ts as it is now is kept in ${KEPT}: \`npm run reset\` brings it back.`);
@@ -6293,8 +6316,8 @@ async function findTypeError(t: TestContext, folder: string, files: string[]) {
   const [, file, line, message] =
     /^(.+)\((\d+),\d+\): error TS\d+: (.+)$/m.exec(lines.join('\n')) ?? [];
   return file
-    ? `${file} does not compile: line ${line}: ${message}`
-    : `It does not compile: ${lines[0]}`;
+    ? `${file} does not pass the type check: line ${line}: ${message}`
+    : `The type check did not pass: ${lines[0]}`;
 }
 
 /** Checks one exercise with code; returns what is missing, or undefined. */
@@ -6305,10 +6328,21 @@ async function checkFiles({ folder, limit }: Workshop, { file = 'server.ts', che
       const timer = setTimeout(resolve, limit, late);
       t.after(() => clearTimeout(timer));
     });
-    const typeError = findTypeError(t, folder, [file]).catch(missingFrom);
+    const typeError = findMissing(folder, file)
+      .then(() => findTypeError(t, folder, [file]))
+      .catch(missingFrom);
     const checked = typeError.then((error) => error ?? (check && checkOnStage(t, folder, check)));
     return Promise.race([checked, tooLong]);
   });
+}
+
+/** Says what the compiler would say in other words. */
+async function findMissing(folder: string, file: string) {
+  const source = await readFile(join(folder, file), 'utf8').catch(() => undefined);
+  demand(source !== undefined, `${file} is not there: \`npm run reset\` brings it back.`);
+  if (file !== CLIENT_FILE) return;
+  const isExported = /^export\b[^;]*?\bconnect\b/m.test(source);
+  demand(isExported, `${CLIENT_FILE} must export a function connect(url).`);
 }
 
 async function checkOnStage(t: TestContext, folder: string, check: Check) {
@@ -6333,35 +6367,57 @@ type Workshop = ByHandOptions & { limit: number };
 /** The commands `npm run exercise`, `hint` and `reset`. Returns the exit code. */
 async function runWorkshop(command: string, args: string[], workshop: Workshop) {
   const { folder, print } = workshop;
-  await keepServer(folder, print);
-  const state = await readState(folder);
-  if (command === 'reset') return reset(workshop, state);
-  const name = args
-    .filter((arg) => !arg.startsWith('-'))
-    .join('')
-    .toLowerCase();
-  if (command === 'exercise' && name === '') return list(workshop, state);
-  if (command === 'exercise' && name === '3') return list(workshop, state, '3');
-  const exercise = Object.hasOwn(EXERCISES, name) ? EXERCISES[name] : undefined;
-  if (!exercise) {
-    print(
-      `There is no exercise "${args.join(' ')}". \`npm run exercise\` lists them; the third `
-        + `has letters, as in 3 a.`,
-    );
+  const options = args.filter((arg) => arg.startsWith('-'));
+  const words = args.filter((arg) => !arg.startsWith('-'));
+  const name = words.join('').toLowerCase();
+  const mistake = mistakeIn(command, options, words, name);
+  if (mistake) {
+    print(mistake);
     return 2;
   }
-  if (command === 'hint') return hint(workshop, state, name, exercise);
-  if (exercise.byHand) return doByHand(workshop, state, name, exercise);
-  const isNew = await prepare(workshop, state, name, exercise);
-  const isWatched = args.includes('--watch');
+  await keepServer(folder, print);
+  if (command === 'reset') return reset(workshop);
+  const exercise = EXERCISES[name];
+  if (!exercise) return list(workshop, name);
+  if (command === 'hint') return hint(workshop, name, exercise);
+  if (exercise.byHand) return doByHand(workshop, name, exercise);
+  const isNew = await prepare(workshop, name, exercise);
+  const isWatched = options.length > 0;
   if (isNew && !isWatched) return 0;
-  if (isWatched) return watchFile(workshop, state, name, exercise);
-  return checkOnce(workshop, state, name, exercise);
+  if (isWatched) return watchFile(workshop, name, exercise);
+  return checkOnce(workshop, name, exercise);
+}
+
+/** What is wrong with the words behind a command; undefined if nothing is. */
+function mistakeIn(command: string, options: string[], words: string[], name: string) {
+  const unknown = options.find((option) => command !== 'exercise' || option !== '--watch');
+  if (unknown) {
+    return `\`npm run ${command}\` has no option ${unknown}. The only option is --watch, as in `
+      + '`npm run exercise 4 -- --watch`.';
+  }
+  if (command === 'reset') {
+    return words.length > 0 ? '`npm run reset` stands alone: leave out what follows it.' : undefined;
+  }
+  if (Object.hasOwn(EXERCISES, name)) {
+    if (!options.length || EXERCISES[name]?.check) return undefined;
+    return `Exercise ${name} is done by hand, so there is no file for --watch.`;
+  }
+  const isList = command === 'exercise' && options.length === 0;
+  if (name === '3') {
+    return isList ? undefined
+      : `Exercise 3 has five faults: name one, as in \`npm run ${command} 3 a\`.`;
+  }
+  if (name === '') {
+    return isList ? undefined : `Name the exercise, as in \`npm run ${command} 4\`.`;
+  }
+  return `There is no exercise "${words.join(' ')}". \`npm run exercise\` lists them; the third `
+    + 'has letters, as in 3 a.';
 }
 
 const spell = (name: string) => name.replace(/^(\d)(\w)/, '$1 $2');
 
-async function list({ print }: Workshop, state: State, prefix = '') {
+async function list({ folder, print }: Workshop, prefix: string) {
+  const state = await readState(folder);
   const names = Object.keys(EXERCISES)
     .toSorted()
     .filter((name) => name.startsWith(prefix));
@@ -6374,10 +6430,9 @@ async function list({ print }: Workshop, state: State, prefix = '') {
   return 0;
 }
 
-async function reset({ folder, print }: Workshop, state: State) {
+async function reset({ folder, print }: Workshop) {
   const attempt = await restoreServer(folder);
-  delete state.fault;
-  await writeState(folder, state);
+  await changeState(folder, (state) => void delete state.fault);
   print(
     attempt
       ? `server.ts is as it was at the beginning. Your attempt is kept in ${attempt}.`
@@ -6386,22 +6441,24 @@ async function reset({ folder, print }: Workshop, state: State) {
   return 0;
 }
 
-async function hint({ folder, print }: Workshop, state: State, name: string, { hints }: Exercise) {
-  const given = state.hints[name] ?? 0;
+async function hint({ folder, print }: Workshop, name: string, { hints }: Exercise) {
+  const given = (await readState(folder)).hints[name] ?? 0;
   const number = given >= hints.length ? 1 : given + 1;
   print(`Hint ${number} of ${hints.length}: ${hints[number - 1]}`);
   if (number === hints.length) {
     print('That was the last one. The Workshop section of README.md has a solution.');
   }
-  state.hints[name] = number;
-  await writeState(folder, state);
+  await changeState(folder, (state) => {
+    state.hints[name] = number;
+  });
   return 0;
 }
 
-async function markDone({ folder, print }: Workshop, state: State, name: string) {
-  if (!state.passed.includes(name)) state.passed.push(name);
-  delete state.fault;
-  await writeState(folder, state);
+async function markDone({ folder, print }: Workshop, name: string) {
+  await changeState(folder, (state) => {
+    if (!state.passed.includes(name)) state.passed.push(name);
+    delete state.fault;
+  });
   print(`✔ Exercise ${spell(name)} is done: ${EXERCISES[name]?.title}.`);
   return 0;
 }
@@ -6412,21 +6469,21 @@ function fail({ print }: Workshop, name: string, missing: string) {
   return 1;
 }
 
-async function doByHand(workshop: Workshop, state: State, name: string, { byHand }: Exercise) {
+async function doByHand(workshop: Workshop, name: string, { byHand }: Exercise) {
   const missing = await withCleanUp(async (t) => byHand?.(t, workshop)).then(
     () => undefined,
     missingFrom,
   );
-  return missing === undefined ? markDone(workshop, state, name) : fail(workshop, name, missing);
+  return missing === undefined ? markDone(workshop, name) : fail(workshop, name, missing);
 }
 
-async function checkOnce(workshop: Workshop, state: State, name: string, exercise: Exercise) {
+async function checkOnce(workshop: Workshop, name: string, exercise: Exercise) {
   const missing = await checkFiles(workshop, exercise);
-  return missing === undefined ? markDone(workshop, state, name) : fail(workshop, name, missing);
+  return missing === undefined ? markDone(workshop, name) : fail(workshop, name, missing);
 }
 
 /** Checks at each save, until the exercise is done. */
-async function watchFile(workshop: Workshop, state: State, name: string, exercise: Exercise) {
+async function watchFile(workshop: Workshop, name: string, exercise: Exercise) {
   const { folder, print } = workshop;
   const file = join(folder, exercise.file ?? 'server.ts');
   const saved = new EventEmitter();
@@ -6435,7 +6492,7 @@ async function watchFile(workshop: Workshop, state: State, name: string, exercis
   try {
     for (;;) {
       const source = await readFile(file, 'utf8').catch(() => '');
-      const code = await checkOnce(workshop, state, name, exercise);
+      const code = await checkOnce(workshop, name, exercise);
       if (code === 0) return code;
       print(`  Watching ${exercise.file}: save it to check again, or end with Ctrl-C.`);
       await untilChanged(file, source, saved, workshop.seconds);
@@ -6459,11 +6516,11 @@ async function untilChanged(file: string, source: string, saved: EventEmitter, l
 }
 
 /** Puts the fault or the first client in place, if it is not there yet. Returns whether it did. */
-async function prepare(workshop: Workshop, state: State, name: string, { file }: Exercise) {
+async function prepare(workshop: Workshop, name: string, { file }: Exercise) {
   const { folder, print } = workshop;
   const letter = /^3(\w)$/.exec(name)?.[1];
-  if (letter && state.fault !== letter) {
-    await placeFault(workshop, state, letter);
+  if (letter && (await readState(folder)).fault !== letter) {
+    await placeFault(workshop, letter);
     return true;
   }
   if (file === CLIENT_FILE && !existsSync(join(folder, CLIENT_FILE))) {
@@ -6477,14 +6534,16 @@ async function prepare(workshop: Workshop, state: State, name: string, { file }:
   return false;
 }
 
-async function placeFault(workshop: Workshop, state: State, letter: string) {
+async function placeFault(workshop: Workshop, letter: string) {
   const { folder, print } = workshop;
   const attempt = await restoreServer(folder);
   if (attempt) print(`Your server.ts is kept in ${attempt}.`);
   const file = join(folder, 'server.ts');
   const source = applyChanges(await readFile(file, 'utf8'), FAULTS[letter]?.changes ?? {});
   await writeFile(file, source);
-  await writeState(folder, { ...state, fault: letter });
+  await changeState(folder, (state) => {
+    state.fault = letter;
+  });
   print('server.ts has a fault now. This is what its users see:');
   await withCleanUp((t) => showSymptoms(t, workshop));
   print(
@@ -6546,11 +6605,13 @@ async function useClient(client: Client, url: string) {
 if (isTask('exercise') || isTask('hint') || isTask('reset')) {
   // Ctrl-C has to end the stage as well, even if that is blocked.
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(1));
+  // A reader that goes away, as in `npm run exercise 3 a | head -1`, does not end the command.
+  process.stdout.on('error', () => undefined);
   const workshop: Workshop = {
     folder: import.meta.dirname,
     print: console.log,
     readLines: () => createInterface(process.stdin),
-    port: Number(process.env['PORT'] ?? 3000),
+    port: process.env['PORT']?.trim() || '3000',
     seconds: 1800,
     limit: 13_000,
   };
@@ -6616,6 +6677,14 @@ const VARIANTS: Record<string, Variants> = {
         what: 'it is filed under both ids, and removed under one',
         changes: { [SET]: `${SET}    this.transports.set(transport.sessionId, transport);\n` },
         says: /a POST with its id must get 404/,
+      },
+      {
+        what: 'it is filed once more, under an id that nobody knows',
+        changes: {
+          [MADE_ID]: 'const { sessionId } = transport;',
+          [SET]: `${SET}    this.transports.set(globalThis.crypto.randomUUID(), transport);\n`,
+        },
+        says: /no transport may be kept: .* Seen: \d+ transports are kept/,
       },
       {
         what: 'an unknown id gets the newest transport',
@@ -6734,6 +6803,25 @@ const VARIANTS: Record<string, Variants> = {
         says: /must be taken\. Seen: 404|hooks must have counted/,
       },
       {
+        what: 'it is removed 20 s later',
+        changes: {
+          [GET_CLOSED]: '    setTimeout(() => this.transports.delete(sessionId), 20_000).unref();\n',
+        },
+        says: /must be taken\. Seen: 404|hooks must have counted/,
+      },
+      {
+        what: 'it is removed a minute later',
+        changes: {
+          [GET_CLOSED]: '    setTimeout(() => this.transports.delete(sessionId), 60_000).unref();\n',
+        },
+        says: /idle for a minute .*must be taken\. Seen: 404/,
+      },
+      {
+        what: 'the transport is closed 45 s later',
+        changes: { [GET_CLOSED]: '    setTimeout(() => transport.close(), 45_000).unref();\n' },
+        says: /must not end the stream of an idle client/,
+      },
+      {
         what: 'nothing removes it',
         changes: { [GET_CLOSED]: '', [END]: 'if (!this.transports.has(sessionId)) return;' },
         says: /must get 404/,
@@ -6814,6 +6902,27 @@ const VARIANTS: Record<string, Variants> = {
         says: /must get a stream from GET \/sse\. Seen: 500/,
       },
       {
+        what: 'eight servers take turns',
+        changes: {
+          '  private readonly mcpServer: McpServer;\n':
+            '  private readonly pool: McpServer[] = [];\n  private taken = 0;\n',
+          [OWN_SERVER]: '',
+          [SHARED]: `this.taken += 1;
+      const mcpServer = (this.pool[this.taken % 8] ??= this.options.getServer());
+      await mcpServer.connect(transport);`,
+        },
+        says: /McpServer of its own: .* called 8 times for \d+ sessions|many clients.* must get a stream/,
+      },
+      {
+        what: 'the server is replaced only while it has a client',
+        changes: {
+          '  private readonly mcpServer': '  private mcpServer',
+          [SHARED]: `if (this.mcpServer.isConnected()) this.mcpServer = this.options.getServer();
+      ${SHARED}`,
+        },
+        says: /McpServer of its own: .* Seen: getServer\(\) was called \d+ times/,
+      },
+      {
         what: 'the transport of the one before is forgotten, not closed',
         changes: {
           [SHARED]: `Object.assign(this.mcpServer.server, { _transport: undefined });\n      ${SHARED}`,
@@ -6865,6 +6974,26 @@ const VARIANTS: Record<string, Variants> = {
             + '= setInterval(',
         },
         says: /outlive a proxy .*1 comments/,
+      },
+      {
+        what: 'the first four comments only',
+        changes: {
+          '    const keepAlive = setInterval(() => sendKeepAlive(transport, res), KEEP_ALIVE_MS);': `    let comments = 0;
+    const keepAlive = setInterval(() => {
+      sendKeepAlive(transport, res);
+      comments += 1;
+      if (comments <= 4 && !res.writableEnded) res.write(': still here\\n\\n');
+    }, KEEP_ALIVE_MS);`,
+        },
+        says: /outlive a proxy .*4 comments/,
+      },
+      {
+        what: 'a timer that outlives its session',
+        changes: {
+          [NO_COMMENT]: COMMENT("  if (!res.writableEnded) res.write(': still here\\n\\n');\n"),
+          'clearInterval(keepAlive)': 'void keepAlive',
+        },
+        says: /timers must end too: .* Seen: \d+ timers were still running/,
       },
       {
         what: "the socket's keep-alive, which no proxy sees",
@@ -7005,6 +7134,42 @@ const VARIANTS: Record<string, Variants> = {
         says: /A shorter session came and went/,
       },
       {
+        what: 'the open session counts for the longest',
+        changes: {
+          'const health = {': 'let since = 0;\nconst health = {',
+          [COUNT_UP]: `${COUNT_UP}    since = Date.now();\n`,
+          'JSON.stringify(health)': `JSON.stringify({
+      ...health,
+      longestMs: Math.max(health.longestMs, health.sessions > 0 ? Date.now() - since : 0),
+    })`,
+        },
+        says: /older than the longest that has ended|A shorter session came and went/,
+      },
+      {
+        what: 'the longest is forgotten when all have ended',
+        changes: {
+          [COUNT_DOWN]: COUNT_DOWN.replace(
+            '    health.longestMs',
+            '    if (health.sessions === 0) health.longestMs = 0;\n    health.longestMs',
+          ),
+        },
+        says: /A shorter session came and went alone/,
+      },
+      {
+        what: 'the longest is forgotten when the next one starts',
+        changes: { [COUNT_UP]: `${COUNT_UP}    if (health.sessions === 1) health.longestMs = 0;\n` },
+        says: /A session has started after all had ended/,
+      },
+      {
+        what: 'the id of a session is told',
+        changes: {
+          'const health = {': "let newest = '';\nconst health = {",
+          [COUNT_UP]: `${COUNT_UP}    newest = session.id;\n`,
+          'JSON.stringify(health)': 'JSON.stringify({ ...health, newest })',
+        },
+        says: /must not tell the id of a session/,
+      },
+      {
         what: 'seconds in place of milliseconds',
         changes: {
           'Math.max(health.longestMs, lasted)': 'Math.max(health.longestMs, lasted / 1000)',
@@ -7094,6 +7259,46 @@ const VARIANTS: Record<string, Variants> = {
     const addresses = firewall ? await askAddresses(firewall, cancelled.signal)`,
         },
         says: /Its client left, and the call to the firewall must end too/,
+      },
+      {
+        what: 'the signal of the call only',
+        changes: {
+          'await askAddresses(firewall, signal)':
+            'await askAddresses(firewall, signal.aborted ? signal : extra.signal)',
+        },
+        says: /two calls the same id and left: the call to the firewall must end too/,
+      },
+      {
+        what: 'it asks twice',
+        changes: {
+          '  const { data } = addressesSchema':
+            '  await askFirewall(firewall, call, signal);\n  const { data } = addressesSchema',
+        },
+        says: /must ask the firewall once, .* Seen: the firewall was asked 2 times/,
+      },
+      {
+        what: 'an error is asked again',
+        changes: {
+          'await askFirewall(firewall, call, signal);\n  const { data } = addressesSchema': `await askFirewall(firewall, call, signal).catch(() => {
+    return askFirewall(firewall, call, signal);
+  });
+  const { data } = addressesSchema`,
+        },
+        says: /must ask the firewall once, .* Seen: the firewall was asked 2 times/,
+      },
+      {
+        what: 'the first three only',
+        changes: { 'parse(entries);': 'parse(entries.slice(0, 3));' },
+        says: /twelve address objects: .* Seen: 3 objects/,
+      },
+      {
+        what: 'some of the fields only',
+        changes: {
+          'z.array(addressSchema).parse(entries)': `z.array(addressSchema).parse(entries).map((address) => {
+    return { ...address, description: undefined };
+  })`,
+        },
+        says: /has two address objects/,
       },
       {
         what: 'errors become an empty list',
@@ -7235,6 +7440,22 @@ const VARIANTS: Record<string, Variants> = {
         says: /no such tool: that is an answer too/,
       },
       {
+        what: 'the first errors of the server are tried again',
+        changes: {
+          '  let session =': '  let tries = 0;\n  let session =',
+          'if (error instanceof McpError) throw': 'if (error instanceof McpError && tries++ > 2) throw',
+        },
+        says: /no such tool: that is an answer too, and must not be tried again\. Seen: .* 4 times/,
+      },
+      {
+        what: 'only one kind of error is an answer',
+        changes: {
+          'if (error instanceof McpError) throw':
+            'if (error instanceof McpError && error.code === -32602) throw',
+        },
+        says: /another JSON-RPC error: that is an answer too, and must not be tried again/,
+      },
+      {
         what: 'close() does nothing',
         changes: { 'close: () => session.client.close()': 'close: async () => {}' },
         says: /After close\(\) the client must have no open stream/,
@@ -7279,6 +7500,37 @@ const VARIANTS: Record<string, Variants> = {
             + 'res);\n  if (!isAuthorized(req, token)) {\n',
         },
         says: /without a token for \/mcp must get 401/,
+      },
+      {
+        what: 'the token is no longer needed for the stream',
+        changes: { '  if (!isAuthorized(': '  if (path !== ssePath && !isAuthorized(' },
+        says: /GET \/sse without a token must get 401 as before\. Seen: 200/,
+      },
+      {
+        what: 'the token is no longer needed to post',
+        changes: { '  if (!isAuthorized(': '  if (path !== messagesPath && !isAuthorized(' },
+        says: /POST \/messages without a token must get 401 as before\. Seen: 400/,
+      },
+      {
+        what: 'the token is needed for /mcp alone',
+        changes: { '  if (!isAuthorized(': "  if (path === '/mcp' && !isAuthorized(" },
+        says: /GET \/sse without a token must get 401 as before\. Seen: 200/,
+      },
+      {
+        what: 'each path that begins with /mcp',
+        changes: {
+          "&& path !== '/mcp'": "&& !path?.startsWith('/mcp')",
+          "path === '/mcp') return": "path?.startsWith('/mcp')) return",
+        },
+        says: /POST \/mcpfoo must get 404/,
+      },
+      {
+        what: 'before the cross-site check',
+        changes: {
+          'if (refusal) return reply(res, 403,':
+            "if (refusal && !(url?.pathname === '/mcp' && isCrossSite(req))) return reply(res, 403,",
+        },
+        says: /cross-site request for \/mcp must get 403/,
       },
       {
         what: 'before the host is looked at',
@@ -7474,7 +7726,7 @@ describe('The exercises: by hand', () => {
     const missing = await withCleanUp((t) =>
       byHand(t, {
         folder: import.meta.dirname,
-        port: 0,
+        port: '0',
         seconds,
         print: (line) => printed.push(line),
         readLines: () => Readable.from(typed),
@@ -7549,7 +7801,7 @@ describe('The exercises: by hand', () => {
       },
     },
     'initialize that the server answers with an error': {
-      says: /Your initialize was answered with an error/,
+      says: /Your initialize was answered with an error: its params need protocolVersion, cap/,
       make: async ({ post }) => void (await post({ jsonrpc: '2.0', id: 1, method: 'initialize' })),
     },
     'a stream that ends too early': {
@@ -7636,18 +7888,26 @@ describe('The exercises: by hand', () => {
     );
   });
 
-  test('a port that is in use: it says to stop npm start', async (t) => {
-    const { port } = await startServer(t);
-    const print = () => {};
-    const options = {
-      folder: import.meta.dirname,
-      port,
-      seconds: 1,
-      print,
-      readLines: () => Readable.from([]),
+  test('a port that cannot be used is told before anything else', async (t) => {
+    const inUse = String((await startServer(t)).port);
+    const says = {
+      [inUse]: /^Port \d+ is in use, perhaps by `npm start`: stop that, or set another PORT/,
+      abc: /^PORT is "abc"\. It must be a whole number from 0 to 65535\.$/,
+      65536: /^PORT is "65536"\. It must be/,
     };
-    const missing = await withCleanUp((scope) => followByHand(scope, options)).catch(missingFrom);
-    assert.match(String(missing), /^Port \d+ is in use: stop `npm start` with Ctrl-C/);
+    for (const byHand of [followByHand, refuseByHand]) {
+      for (const [port, sentence] of Object.entries(says)) {
+        const options = {
+          folder: import.meta.dirname,
+          port,
+          seconds: 1,
+          print: () => {},
+          readLines: () => assert.fail('nothing is asked before the port is open'),
+        };
+        const missing = await withCleanUp((scope) => byHand(scope, options)).catch(missingFrom);
+        assert.match(String(missing), sentence);
+      }
+    }
   });
 });
 
@@ -7667,7 +7927,7 @@ function testCommands() {
       const printed: string[] = [];
       const code = await runWorkshop(command, args, {
         folder,
-        port: 0,
+        port: '0',
         seconds: 50,
         limit: 50_000,
         readLines: () => Readable.from([]),
@@ -7712,6 +7972,34 @@ function testCommands() {
       assert.equal(code, 2);
       assert.match(text, /There is no exercise ".+"\. `npm run exercise` lists them/);
     }
+    const sentences: Record<string, RegExp> = {
+      hint: /^Name the exercise, as in `npm run hint 4`\.$/,
+      'hint 3': /^Exercise 3 has five faults: name one, as in `npm run hint 3 a`\.$/,
+      'hint 4 --watch': /^`npm run hint` has no option --watch\./,
+      'exercise 4 --foo': /^`npm run exercise` has no option --foo\. The only option is --watch/,
+      'exercise --watch': /^Name the exercise, as in `npm run exercise 4`\.$/,
+      'exercise 1 --watch': /^Exercise 1 is done by hand/,
+      'reset foo': /^`npm run reset` stands alone/,
+    };
+    for (const [line, sentence] of Object.entries(sentences)) {
+      const [command = '', ...args] = line.split(' ');
+      const { code, text } = await run(command, ...args);
+      assert.equal(code, 2);
+      assert.match(text, sentence);
+    }
+  });
+
+  test('a file that is not there, or exports nothing, gets a sentence', async (t) => {
+    const { folder, file, run } = await startWorkshop(t);
+    await run('exercise', '6');
+    const client = join(folder, CLIENT_FILE);
+    await writeFile(client, CLIENT_START.replace('export ', ''));
+    assert.match((await run('exercise', '6')).text, /my-client\.ts must export a function connect/);
+    await rm(file);
+    assert.match(
+      (await run('exercise', '4')).text,
+      /Not yet: server\.ts is not there: `npm run reset` brings it back\./,
+    );
   });
 
   test('hints come one after the other, and begin again after the last', async (t) => {
@@ -7803,13 +8091,15 @@ function testCommands() {
     const isWatching = once(printing, 'Watching');
     const watching = run('exercise', '4', '--watch');
     await isWatching;
+    await run('hint', '5');
     await writeFile(file, applyDiff(original, solutions['4'] ?? ''));
     const { code, text } = await watching;
     assert.equal(code, 0);
     assert.match(
       text,
-      /✘ Not yet: server\.ts does not compile: line \d+: Type 'string' is not .*Watching server\.ts.*✔ Exercise 4 is done/s,
+      /✘ Not yet: server\.ts does not pass the type check: line \d+: Type 'string' is not .*Watching server\.ts.*✔ Exercise 4 is done/s,
     );
+    assert.match((await run('hint', '5')).text, /^Hint 2/);
   });
 
   test('npm run exercise and reset work where server.ts is broken', async (t) => {
@@ -7827,7 +8117,7 @@ function testCommands() {
     assert.equal(exercise.code, 1);
     assert.match(
       exercise.text,
-      /^✘ Not yet: server\.ts does not compile: line 1: .*\n.*npm run hint 4$/,
+      /^✘ Not yet: server\.ts does not pass the type check: line 1: .*\n.*npm run hint 4$/,
     );
     assert.match((await runScript('reset')).text, /server\.ts is as it was/);
   });
@@ -7837,7 +8127,7 @@ function testCommands() {
 describe(
   'The exercises: checks and commands',
   () => {
-    void nodeDescribe('what the checks take and refuse', { concurrency: 24 }, testChecks);
+    void nodeDescribe('what the checks take and refuse', { concurrency: 32 }, testChecks);
     void nodeDescribe('the commands', { concurrency: 6 }, testCommands);
   },
   { concurrency: 2 },
