@@ -8127,7 +8127,7 @@ function testCommands() {
 describe(
   'The exercises: checks and commands',
   () => {
-    void nodeDescribe('what the checks take and refuse', { concurrency: 32 }, testChecks);
+    void nodeDescribe('what the checks take and refuse', { concurrency: 40 }, testChecks);
     void nodeDescribe('the commands', { concurrency: 6 }, testCommands);
   },
   { concurrency: 2 },
