@@ -5421,6 +5421,7 @@ async function startShakyServer(t: TestContext, folder: string, absence: 'drop' 
   const { createMcpHttpServer } = (await import(fileUrl(folder, 'server.ts'))) as ServerModule;
   const events = new EventEmitter();
   const calls: string[] = [];
+  const missedAt: number[] = [];
   const open = new Set<string>();
   const hooks = {
     onSessionStart: ({ id }: Session) => void open.add(id),
@@ -5430,6 +5431,7 @@ async function startShakyServer(t: TestContext, folder: string, absence: 'drop' 
   let backend: ReturnType<typeof createMcpHttpServer> | undefined;
   const front = http.createServer((req, res) => {
     if (backend) return void backend.server.emit('request', req, res);
+    missedAt.push(performance.now());
     events.emit('missed', req.method);
     if (absence === 'drop') return void req.socket.destroy();
     return void res.writeHead(502).end('Bad gateway');
@@ -5445,7 +5447,7 @@ async function startShakyServer(t: TestContext, folder: string, absence: 'drop' 
   await once(front.listen(0, '127.0.0.1'), 'listening');
   t.after(() => void front.close().closeAllConnections());
   const url = `http://127.0.0.1:${(front.address() as AddressInfo).port}/sse`;
-  return { url, events, calls, open, comeBack, goAway };
+  return { url, events, calls, missedAt, open, comeBack, goAway };
 }
 
 function getShakyTools(events: EventEmitter, calls: string[]) {
@@ -5574,6 +5576,18 @@ async function checkInFlight(shaky: Shaky, call: Caller, mode: 'drop' | '502') {
   demand(done.text === 'done at last', missing, done.text);
   const times = shaky.calls.filter((tool) => tool === 'slow').length;
   demand(times === 2, 'The call must be tried again once.', `the tool was called ${times} times`);
+  checkPauses(shaky.missedAt);
+}
+
+/** A client that tries without a pause has many tries with almost nothing between them. */
+function checkPauses(missedAt: number[]) {
+  const gaps = missedAt.slice(1).map((at, i) => at - (missedAt[i] ?? 0));
+  const shortGaps = gaps.filter((gap) => gap < 20);
+  demand(
+    missedAt.length < 8 || shortGaps.length < gaps.length / 4,
+    'While the server is away, the client must pause between its tries, for example for 250 ms.',
+    `${missedAt.length} tries in 0.7 s`,
+  );
 }
 
 /** The server goes and comes back while nothing is called. */
@@ -6431,13 +6445,16 @@ async function list({ folder, print }: Workshop, prefix: string) {
 }
 
 async function reset({ folder, print }: Workshop) {
+  const wasThere = existsSync(join(folder, 'server.ts'));
   const attempt = await restoreServer(folder);
   await changeState(folder, (state) => void delete state.fault);
-  print(
-    attempt
-      ? `server.ts is as it was at the beginning. Your attempt is kept in ${attempt}.`
-      : 'server.ts is as it was at the beginning: there was nothing to put back.',
-  );
+  if (attempt) {
+    print(`server.ts is as it was at the beginning. Your attempt is kept in ${attempt}.`);
+  } else if (wasThere) {
+    print('server.ts is as it was at the beginning: there was nothing to put back.');
+  } else {
+    print('server.ts is back, as it was at the beginning.');
+  }
   return 0;
 }
 
@@ -7408,6 +7425,11 @@ const VARIANTS: Record<string, Variants> = {
         says: /must be tried again\. Seen: The server is not back/,
       },
       {
+        what: 'no pause between the tries',
+        changes: { [`  ${wait(250)}`]: '' },
+        says: /must pause between its tries, .* Seen: \d+ tries/,
+      },
+      {
         what: 'the SDK reconnects, and the call is tried again after that',
         changes: {
           [`${CLOSE}${OPEN}`]: `    if (name === '') {\n  ${OPEN}    }\n${wait(3500)}`
@@ -8050,7 +8072,7 @@ function testCommands() {
     }
     assert.match((await run('reset')).text, /nothing to put back/);
     await rm(file);
-    await run('reset');
+    assert.match((await run('reset')).text, /server\.ts is back/);
     assert.equal(await readFile(file, 'utf8'), original);
   });
 
