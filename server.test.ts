@@ -4957,13 +4957,18 @@ const checkSessions: Check = async (t, stage, folder) => {
   await checkIdleMinute(url, third);
   second.close();
   third.close();
+  await enterOneByOne(t, url);
+  await countsOpen(stage, url, 0, 'All clients have left');
+  await checkNothingLeft(stage, url);
+};
+
+/** More sessions than a small pool of servers has servers. */
+async function enterOneByOne(t: TestContext, url: string) {
   for (let i = 0; i < 4; i += 1) {
     const stream = await enter(t, url, {}, 'One of many clients, one after another,');
     stream.close();
   }
-  await countsOpen(stage, url, 0, 'All clients have left');
-  await checkNothingLeft(stage, url);
-};
+}
 
 /** All sessions have ended: each had a server of its own, and nothing of them may be left. */
 async function checkNothingLeft(stage: Stage, url: string) {
@@ -5135,12 +5140,7 @@ async function checkCounted(t: TestContext, url: string) {
   const openedAt = Date.now();
   const second = await enter(t, url, WITH_TOKEN);
   await healthIs(url, { sessions: 2, started: 2 }, 'Two streams are open');
-  const told = JSON.stringify(await askHealth(url));
-  const ids = [first, second].map(({ endpoint }) => endpoint?.searchParams.get('sessionId') ?? '');
-  demand(
-    !ids.some((id) => told.includes(id)),
-    'GET /healthz must not tell the id of a session: whoever knows it can post into the session.',
-  );
+  await checkIdsUntold(url, [first, second]);
   await sleep(300);
   const least = Date.now() - openedAt;
   first.close();
@@ -5169,6 +5169,15 @@ async function checkCounted(t: TestContext, url: string) {
     JSON.stringify(last),
   );
   return last.longestMs;
+}
+
+async function checkIdsUntold(url: string, streams: EventStream[]) {
+  const told = JSON.stringify(await askHealth(url));
+  const ids = streams.map(({ endpoint }) => endpoint?.searchParams.get('sessionId') ?? '');
+  demand(
+    !ids.some((id) => told.includes(id)),
+    'GET /healthz must not tell the id of a session: whoever knows it can post into the session.',
+  );
 }
 
 /** The longest session stays the longest, whether others are open or none is. */
@@ -5211,9 +5220,7 @@ const checkAddresses: Check = async (t, stage, folder) => {
   const stream = await enter(t, url);
   await checkAddressTool(stream);
   await checkAddressSample(t, await serveFile(stage, folder));
-  await checkAddressLists(stream, state, requests);
-  await checkManyAddresses(stream, state);
-  await checkAddressErrors(stream, state, requests);
+  await checkAddressAnswers(stream, state, requests);
   state.reply = undefined;
   await checkEndOfCall(
     events,
@@ -5236,6 +5243,16 @@ const checkAddresses: Check = async (t, stage, folder) => {
   });
   await checkSameId(t, url, events);
 };
+
+async function checkAddressAnswers(
+  stream: EventStream,
+  state: { reply: string | undefined },
+  requests: { body: string }[],
+) {
+  await checkAddressLists(stream, state, requests);
+  await checkManyAddresses(stream, state);
+  await checkAddressErrors(stream, state, requests);
+}
 
 /** The SDK's own signal fires for the last call of an id only. */
 async function checkSameId(t: TestContext, url: string, events: EventEmitter) {
@@ -5421,7 +5438,6 @@ async function startShakyServer(t: TestContext, folder: string, absence: 'drop' 
   const { createMcpHttpServer } = (await import(fileUrl(folder, 'server.ts'))) as ServerModule;
   const events = new EventEmitter();
   const calls: string[] = [];
-  const missedAt: number[] = [];
   const open = new Set<string>();
   const hooks = {
     onSessionStart: ({ id }: Session) => void open.add(id),
@@ -5431,7 +5447,6 @@ async function startShakyServer(t: TestContext, folder: string, absence: 'drop' 
   let backend: ReturnType<typeof createMcpHttpServer> | undefined;
   const front = http.createServer((req, res) => {
     if (backend) return void backend.server.emit('request', req, res);
-    missedAt.push(performance.now());
     events.emit('missed', req.method);
     if (absence === 'drop') return void req.socket.destroy();
     return void res.writeHead(502).end('Bad gateway');
@@ -5447,7 +5462,7 @@ async function startShakyServer(t: TestContext, folder: string, absence: 'drop' 
   await once(front.listen(0, '127.0.0.1'), 'listening');
   t.after(() => void front.close().closeAllConnections());
   const url = `http://127.0.0.1:${(front.address() as AddressInfo).port}/sse`;
-  return { url, events, calls, missedAt, open, comeBack, goAway };
+  return { url, events, calls, open, comeBack, goAway };
 }
 
 function getShakyTools(events: EventEmitter, calls: string[]) {
@@ -5572,6 +5587,8 @@ async function checkInFlight(shaky: Shaky, call: Caller, mode: 'drop' | '502') {
   const result = call('slow', 10_000).catch(failAs(missing));
   result.catch(() => {});
   await Promise.race([arrived, result]);
+  const missedAt: number[] = [];
+  shaky.events.on('missed', () => missedAt.push(performance.now()));
   const missed = once(shaky.events, 'missed', { signal: AbortSignal.timeout(4000) }).catch(
     () => {},
   );
@@ -5585,7 +5602,7 @@ async function checkInFlight(shaky: Shaky, call: Caller, mode: 'drop' | '502') {
   demand(done.text === 'done at last', missing, done.text);
   const times = shaky.calls.filter((tool) => tool === 'slow').length;
   demand(times === 2, 'The call must be tried again once.', `the tool was called ${times} times`);
-  checkPauses(shaky.missedAt);
+  checkPauses(missedAt);
 }
 
 /** A client that tries without a pause has many tries with almost nothing between them. */
@@ -5725,6 +5742,10 @@ async function checkGuards(url: string) {
     'A request without a token for /mcp must get 401: look at the path after isAuthorized().',
     seenAs(bare),
   );
+  await checkOtherGuards(url, post);
+}
+
+async function checkOtherGuards(url: string, post: (headers: HeaderMap) => Promise<Answer>) {
   const crossSite = await post({ ...WITH_TOKEN, 'sec-fetch-site': 'cross-site' });
   demand(
     crossSite.status === 403,
@@ -6048,10 +6069,7 @@ async function refuseByHand(t: TestContext, options: ByHandOptions) {
         return print('  A request came before your four predictions, and it does not count.');
       }
       const refusal = refusalOf(req, status, gone);
-      if (!refusal) {
-        const advice = adviceFor(req, status);
-        return print(`  ${req.method} ${req.url?.slice(0, 26)} got ${status}: ${advice}`);
-      }
+      if (!refusal) return print(`  ${adviceFor(req, status)}`);
       if (!todo.delete(refusal)) return print(`  You have had this one: ${REFUSALS[refusal]}.`);
       const predicted = predictions.get(refusal) ?? '';
       const isRight = predicted.startsWith(String(status));
@@ -6063,9 +6081,8 @@ async function refuseByHand(t: TestContext, options: ByHandOptions) {
   });
   await askPredictions(options, predictions);
   print(`This is the server now: ${url}. Send the four with curl -d '{}', in any order.`);
-  const finished = waitByHand(done, seconds, () => {
-    return `Still missing: ${[...todo].map((name) => REFUSALS[name]).join('; ')}.`;
-  });
+  const missing = () => [...todo].map((name) => REFUSALS[name]).join('; ');
+  const finished = waitByHand(done, seconds, () => `Still missing: ${missing()}.`);
   void learner?.(url);
   await finished;
   print(`You predicted ${right} of 4 statuses. Two of the four got the same answer: why?`);
@@ -6109,10 +6126,14 @@ function refusalOf(
   return undefined;
 }
 
-function adviceFor({ method }: http.IncomingMessage, status: number) {
-  if (method !== 'POST') return `that was a ${method}. To POST, give curl a body: -d '{}'.`;
-  if (status < 400) return 'it was taken, so its stream is still open. End the stream first.';
-  return 'that is none of the four. If the stream is still open, end it first.';
+/** What to do after a request that is none of the four. */
+function adviceFor({ method, url }: http.IncomingMessage, status: number) {
+  const seen = `${method} ${url?.slice(0, 26)} got ${status}:`;
+  if (method !== 'POST') return `${seen} that was a ${method}. To POST, give curl a body: -d '{}'.`;
+  if (status < 400) {
+    return `${seen} it was taken, so its stream is still open. End the stream first.`;
+  }
+  return `${seen} that is none of the four. If the stream is still open, end it first.`;
 }
 
 // ---- The exercises ---------------------------------------------------------------------------
@@ -6967,6 +6988,17 @@ const VARIANTS: Record<string, Variants> = {
         what: 'a comment at each interval',
         changes: {
           [NO_COMMENT]: COMMENT("  if (!res.writableEnded) res.write(': still here\\n\\n');\n"),
+        },
+      },
+      {
+        what: 'a comment from a timer that starts itself again',
+        changes: {
+          [NO_COMMENT]: COMMENT("  if (!res.writableEnded) res.write(': still here\\n\\n');\n"),
+          'const keepAlive = setInterval(() => sendKeepAlive(transport, res), KEEP_ALIVE_MS);': `const beat = () => {
+      sendKeepAlive(transport, res);
+      keepAlive = setTimeout(beat, KEEP_ALIVE_MS);
+    };
+    let keepAlive = setTimeout(beat, KEEP_ALIVE_MS);`,
         },
       },
       {
