@@ -4583,6 +4583,7 @@ function systemInfo(fields: string) {
 
 // ==== From here on, delete what you do not need: the exercises ================================
 
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { fork } from 'node:child_process';
 import { existsSync, watch } from 'node:fs';
 import { readdir } from 'node:fs/promises';
@@ -4638,9 +4639,23 @@ type ClientModule = {
 };
 type Staged = Awaited<ReturnType<ClientModule['connect']>>;
 
+/** What the stage counts for one server. */
+type Counts = {
+  started: number;
+  ended: number;
+  /** How often getServer() was called. */
+  made: number;
+  /** The timers that its requests have started, and that have run since they were counted last. */
+  timers: Set<object>;
+  /** The maps in which it has filed a transport. */
+  maps: Set<Map<unknown, unknown>>;
+};
+
 const staged = {
   clients: new Map<string, Staged>(),
-  counts: new Map<string, { started: number; ended: number }>(),
+  counts: new Map<string, Counts>(),
+  /** The server whose request is being answered. */
+  current: new AsyncLocalStorage<Counts>(),
   lastStart: Promise.resolve() as Promise<unknown>,
 };
 
@@ -4659,7 +4674,7 @@ const STAGE = {
    */
   async serveSlowly(file: string) {
     const { createMcpHttpServer, getServer } = (await import(file)) as ServerModule;
-    const count = { started: 0, ended: 0 };
+    const count: Counts = { started: 0, ended: 0, made: 0, timers: new Set(), maps: new Set() };
     const hooks = {
       async onSessionStart() {
         count.started += 1;
@@ -4669,32 +4684,45 @@ const STAGE = {
         count.ended += 1;
       },
     };
-    const { server } = createMcpHttpServer({ getServer: () => getServer(undefined), hooks });
+    const { server } = createMcpHttpServer({
+      getServer() {
+        count.made += 1;
+        return getServer(undefined);
+      },
+      hooks,
+    });
     server.on('request', ({ url, socket }) => {
       if (url?.endsWith('?leaving')) setTimeout(() => socket.destroy(), 20);
     });
+    const emit = server.emit.bind(server) as (...args: unknown[]) => boolean;
+    server.emit = (...args: unknown[]) => staged.current.run(count, emit, ...args);
     await once(server.listen(0, '127.0.0.1'), 'listening');
     const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
     staged.counts.set(url, count);
     return url;
   },
 
+  /** What was counted since the start; of the timers, those that ran since the last call. */
   async count(url: string) {
-    return staged.counts.get(url);
+    const count = staged.counts.get(url);
+    if (!count) throw new Error('it was not served');
+    const { started, ended, made, timers, maps } = count;
+    const filed = [...maps].reduce((sum, map) => sum + map.size, 0);
+    const counted = { started, ended, made, timers: timers.size, filed };
+    timers.clear();
+    return counted;
   },
 
-  /** Lets the intervals run 30 times as fast, so that a check need not wait for a minute. */
+  /** Lets the timers run 30 times as fast, so that a check need not wait for a minute. */
   async hurry() {
-    const start = globalThis.setInterval as typeof setTimeout;
-    const quick = (run: () => void, ms = 0, ...args: []) => {
-      return start(run, ms >= 1000 ? ms / 30 : ms, ...args);
-    };
-    Object.assign(globalThis, { setInterval: quick });
+    for (const name of ['setInterval', 'setTimeout'] as const) hurryTimers(name);
+    noteFiledTransports();
   },
 
   /** Connects a client.ts, under a name. */
   async connect(name: string, file: string, url: string) {
-    const { connect } = (await import(file)) as ClientModule;
+    const { connect } = (await import(file)) as Partial<ClientModule>;
+    if (typeof connect !== 'function') throw new Error('it is not exported');
     staged.clients.set(name, await connect(new URL(url)));
   },
 
@@ -4708,6 +4736,29 @@ const STAGE = {
     await clientOnStage(name).close();
   },
 };
+
+function hurryTimers(name: 'setInterval' | 'setTimeout') {
+  const start = globalThis[name] as typeof setTimeout;
+  const quick = (run: (...args: unknown[]) => void, ms = 0, ...args: unknown[]) => {
+    const count = staged.current.getStore();
+    const timer = {};
+    const runCounted = () => {
+      count?.timers.add(timer);
+      run(...args);
+    };
+    return ms < 1000 ? start(run, ms, ...args) : start(runCounted, ms / 30);
+  };
+  Object.assign(globalThis, { [name]: Object.assign(quick, start) });
+}
+
+/** A transport that stays in a map is a leak, and over sockets alone nobody could see that. */
+function noteFiledTransports() {
+  const { set } = Map.prototype;
+  Map.prototype.set = function (key, value) {
+    if (value instanceof SSEServerTransport) staged.current.getStore()?.maps.add(this);
+    return set.call(this, key, value);
+  };
+}
 
 function clientOnStage(name: string) {
   const client = staged.clients.get(name);
@@ -4907,14 +4958,54 @@ const checkSessions: Check = async (t, stage, folder) => {
   await checkIdleMinute(url, third);
   second.close();
   third.close();
+  await enterOneByOne(t, url);
   await countsOpen(stage, url, 0, 'All clients have left');
+  await checkNothingLeft(stage, url);
 };
+
+/** More sessions than a small pool of servers has servers. */
+async function enterOneByOne(t: TestContext, url: string) {
+  for (let i = 0; i < 4; i += 1) {
+    const stream = await enter(t, url, {}, 'One of many clients, one after another,');
+    stream.close();
+  }
+}
+
+/** All sessions have ended: each had a server of its own, and nothing of them may be left. */
+async function checkNothingLeft(stage: Stage, url: string) {
+  const { made, started, filed } = await stage.order('count', [url]);
+  demand(
+    made >= started,
+    'Each session must have an McpServer of its own: call getServer() for each one.',
+    `getServer() was called ${made} times for ${started} sessions`,
+  );
+  demand(
+    filed === 0,
+    'All clients have left, so no transport may be kept: remove each one as often as you file it.',
+    `${filed} transports are kept`,
+  );
+  await sleep(800); // That is 24 s, and a keep-alive comes each 15 s.
+  const { timers } = await stage.order('count', [url]);
+  demand(
+    timers < started / 2, // One timer for all sessions together may go on.
+    'All sessions have ended, so their timers must end too: call clearInterval(keepAlive).',
+    `${timers} timers were still running`,
+  );
+}
 
 /** The doctor looks while a client is idle. 2 s stand for a minute, as the intervals are hurried. */
 async function checkIdleMinute(url: string, idle: EventStream) {
   const options = { endpointLimit: 2000, replyLimit: 2000, refusalLimit: 2000, pause: 300 };
   const watched = { ...options, watch: 2500, shortestSilence: 2000 };
-  const [{ findings }] = await Promise.all([diagnose(`${url}/sse`, watched), sleep(2500)]);
+  // A server that soon stops writing is seen one minute later.
+  const idleUntil = Math.max(Date.now() + 2500, idle.openedAt + 5000);
+  const idleTime = sleep(idleUntil - Date.now());
+  const [{ findings }] = await Promise.all([diagnose(`${url}/sse`, watched), idleTime]);
+  demand(
+    !idle.endedCleanly,
+    'The server must not end the stream of an idle client.',
+    'it ended the stream within two minutes and a half',
+  );
   demand(
     !idle.ended,
     'A stream must outlive a proxy that ends connections that are silent for 60 s (the check '
@@ -4936,7 +5027,7 @@ async function isGone(stream: EventStream, what: string) {
 /** Compares the hooks' count; each stream that ends has to end once in the hooks too. */
 async function countsOpen(stage: Stage, url: string, open: number, what: string) {
   await until(async () => {
-    const { started = 0, ended = 0 } = (await stage.order('count', [url])) ?? {};
+    const { started, ended } = await stage.order('count', [url]);
     const seen = `${started} calls of onSessionStart and ${ended} of onSessionEnd`;
     return { is: started - ended === open, seen };
   }, `${what}, so the hooks must have counted ${open} open sessions.`);
@@ -5010,8 +5101,16 @@ const checkHealth: Check = async (t, stage, folder) => {
       + 'refusalOf().',
     seenAs(rebound),
   );
+  const foreign = { origin: 'http://attacker.example' };
+  const crossOrigin = await ask(new URL('/healthz', url), { headers: foreign });
+  demand(
+    crossOrigin.status === 403,
+    'GET /healthz with a foreign Origin must get 403, as any other request.',
+    seenAs(crossOrigin),
+  );
   await checkUncounted(t, url);
-  await checkCounted(t, url);
+  const longestMs = await checkCounted(t, url);
+  await checkLongest(t, url, longestMs);
 };
 
 /** What is not a session: a request that was refused, and a stream that failed while it opened. */
@@ -5042,6 +5141,7 @@ async function checkCounted(t: TestContext, url: string) {
   const openedAt = Date.now();
   const second = await enter(t, url, WITH_TOKEN);
   await healthIs(url, { sessions: 2, started: 2 }, 'Two streams are open');
+  await checkIdsUntold(url, [first, second]);
   await sleep(300);
   const least = Date.now() - openedAt;
   first.close();
@@ -5069,6 +5169,39 @@ async function checkCounted(t: TestContext, url: string) {
     'The last session to end was the longest: longestMs must have grown.',
     JSON.stringify(last),
   );
+  return last.longestMs;
+}
+
+async function checkIdsUntold(url: string, streams: EventStream[]) {
+  const told = JSON.stringify(await askHealth(url));
+  const ids = streams.map(({ endpoint }) => endpoint?.searchParams.get('sessionId') ?? '');
+  demand(
+    !ids.some((id) => told.includes(id)),
+    'GET /healthz must not tell the id of a session: whoever knows it can post into the session.',
+  );
+}
+
+/** The longest session stays the longest, whether others are open or none is. */
+async function checkLongest(t: TestContext, url: string, longest: number) {
+  let longestMs = longest;
+  for (let isShorter = false; !isShorter;) {
+    const shortFrom = Date.now();
+    const short = await enter(t, url, WITH_TOKEN);
+    await healthIs(url, { sessions: 1, longestMs }, 'A session has started after all had ended');
+    short.close();
+    await healthIs(url, { sessions: 0 }, 'It has ended');
+    isShorter = Date.now() - shortFrom < longestMs; // A busy machine may have kept it longer.
+    if (isShorter) await healthIs(url, { longestMs }, 'A shorter session came and went alone');
+    else longestMs = (await askHealth(url)).longestMs;
+  }
+  const open = await enter(t, url, WITH_TOKEN);
+  await sleep(longestMs + 100);
+  await healthIs(
+    url,
+    { sessions: 1, longestMs },
+    'The one open session is older than the longest that has ended, and does not count yet',
+  );
+  open.close();
 }
 
 // Exercise 5.
@@ -5092,8 +5225,7 @@ const checkAddresses: Check = async (t, stage, folder) => {
   const stream = await enter(t, url);
   await checkAddressTool(stream);
   await checkAddressSample(t, await serveFile(stage, folder));
-  await checkAddressLists(stream, state, requests);
-  await checkAddressErrors(stream, state);
+  await checkAddressAnswers(stream, state, requests);
   state.reply = undefined;
   await checkEndOfCall(
     events,
@@ -5114,7 +5246,36 @@ const checkAddresses: Check = async (t, stage, folder) => {
     await stream.post(callTool(9_002, ADDRESS_TOOL));
     return () => stream.close();
   });
+  await checkSameId(t, url, events);
 };
+
+async function checkAddressAnswers(
+  stream: EventStream,
+  state: { reply: string | undefined },
+  requests: { body: string }[],
+) {
+  await checkAddressLists(stream, state, requests);
+  await checkManyAddresses(stream, state);
+  await checkAddressErrors(stream, state, requests);
+}
+
+/** The SDK's own signal fires for the last call of an id only. */
+async function checkSameId(t: TestContext, url: string, events: EventEmitter) {
+  const stream = await enter(t, url);
+  const first = () => stream.post(callTool(9_003, ADDRESS_TOOL));
+  const what = 'A client gave two calls the same id and left:';
+  const cure = 'join the signal of the call and that of the session, as show_system_info does';
+  await checkEndOfCall(events, what, cure, async () => {
+    await first();
+    return async () => {
+      const asked = once(events, 'request', { signal: AbortSignal.timeout(3000) });
+      asked.catch(() => {});
+      await first();
+      await asked.catch(() => {});
+      stream.close();
+    };
+  });
+}
 
 async function checkAddressTool(stream: EventStream) {
   const { reply } = await stream.request('tools/list', {}, 3000);
@@ -5156,13 +5317,15 @@ async function checkAddressLists(
   requests: { body: string }[],
 ) {
   const entries = [
-    { name: '0010', fqdn: '0010.example' },
+    { name: '0010', fqdn: '0010.example', description: 'By name', tag: { member: 'dmz' } },
     { name: 'web', 'ip-netmask': '192.0.2.80/32' },
   ];
   for (const wanted of [entries, entries.slice(0, 1), []]) {
     state.reply = addressReply(wanted);
+    const before = requests.length;
     const result = await callOn(stream, ADDRESS_TOOL);
     checkAddressRequest(requests.at(-1)?.body);
+    checkAskedOnce(requests.length - before);
     const number = ['no address object', 'one address object', 'two address objects'][
       wanted.length
     ];
@@ -5174,10 +5337,40 @@ async function checkAddressLists(
   }
 }
 
-function addressReply(entries: Record<string, string>[]) {
+async function checkManyAddresses(stream: EventStream, state: { reply: string | undefined }) {
+  const entries = Array.from({ length: 12 }, (_, i) => {
+    return { name: `host-${i}`, fqdn: `${i}.example` };
+  });
+  state.reply = addressReply(entries);
+  const { structuredContent } = await callOn(stream, ADDRESS_TOOL);
+  const addresses = addressesOf(structuredContent) ?? [];
+  demand(
+    isDeepStrictEqual(addresses, entries),
+    'The firewall has twelve address objects: it must return all of them, in their order.',
+    `${addresses.length} objects: ${addresses.map(({ name }) => name).join(', ')}`,
+  );
+}
+
+function checkAskedOnce(times: number) {
+  demand(
+    times === 1,
+    'Each call of the tool must ask the firewall once, whatever it answers.',
+    `the firewall was asked ${times} times`,
+  );
+}
+
+type Fields = { [name: string]: string | Fields };
+
+function fieldsAsXml(fields: Fields): string {
+  const elements = Object.entries(fields).map(([name, value]) => {
+    return `<${name}>${typeof value === 'string' ? value : fieldsAsXml(value)}</${name}>`;
+  });
+  return elements.join('');
+}
+
+function addressReply(entries: Fields[]) {
   const xml = entries.map(({ name, ...fields }) => {
-    const [[field = '', value = ''] = []] = Object.entries(fields);
-    return `<entry name="${name}"><${field}>${value}</${field}></entry>`;
+    return `<entry name="${name}">${fieldsAsXml(fields)}</entry>`;
   });
   return `<response status="success"><result><address>${xml.join('')}</address></result></response>`;
 }
@@ -5199,9 +5392,15 @@ function checkAddressRequest(body = '') {
   );
 }
 
-async function checkAddressErrors(stream: EventStream, state: { reply: string | undefined }) {
+async function checkAddressErrors(
+  stream: EventStream,
+  state: { reply: string | undefined },
+  requests: { body: string }[],
+) {
   state.reply = '<response status="error" code="403"><msg><line>No right</line></msg></response>';
+  const before = requests.length;
   const result = await callOn(stream, ADDRESS_TOOL);
+  checkAskedOnce(requests.length - before);
   const seen = JSON.stringify(result.structuredContent ?? result.content);
   demand(
     result.isError,
@@ -5285,6 +5484,8 @@ function getShakyTools(events: EventEmitter, calls: string[]) {
     events.emit(name);
     if (name === 'count') return answer('counted');
     if (name === 'fail') return { ...answer('There is no such address.'), isError: true };
+    if (name === 'long') return answer(await sleep(2500).then(() => 'done after a while'));
+    if (name === 'broken') throw new McpError(ErrorCode.InternalError, 'The tool is broken.');
     if (name !== 'slow') throw new McpError(ErrorCode.InvalidParams, `There is no tool ${name}`);
     const isFirst = calls.filter((other) => other === 'slow').length === 1;
     if (isFirst) await once(signal, 'abort');
@@ -5353,7 +5554,7 @@ async function checkRestarts(
   const returnedAt = Date.now();
   if (mode === 'drop') await checkIdleRestart(shaky, call);
   await checkFailure(shaky, call);
-  await checkStreamsLeft(shaky, returnedAt);
+  await Promise.all([checkStreamsLeft(shaky, returnedAt), checkLongCall(shaky, call)]);
   await stage.order('close', [name], 3000).catch(failAs('close() must end the client.'));
   await until(
     async () => ({ is: shaky.open.size === 0, seen: `${shaky.open.size} streams` }),
@@ -5369,6 +5570,14 @@ async function checkStreamsLeft(shaky: Shaky, returnedAt: number) {
     'The client must have one open stream: close the client that you replace, and also a client '
       + 'whose connect() has failed, because it goes on trying.',
   );
+}
+
+async function checkLongCall(shaky: Shaky, call: Caller) {
+  const missing = 'A call takes 2.5 s, and its stream is open: wait for its result.';
+  const { text } = await call('long', 6000).catch(failAs(missing));
+  demand(text === 'done after a while', missing, text);
+  const times = shaky.calls.filter((tool) => tool === 'long').length;
+  demand(times === 1, missing, `the tool was called ${times} times`);
 }
 
 function failAs(missing: string) {
@@ -5418,29 +5627,35 @@ async function checkIdleRestart(shaky: Shaky, call: Caller) {
   );
 }
 
-/** An error of the tool is an answer: it is not to be tried again. */
+/** An error of the tool or of the server is an answer: it is not to be tried again. */
 async function checkFailure(shaky: Shaky, call: Caller) {
+  const failed = 'A tool answered with an error: that is an answer,';
+  const unknown = 'The server says that there is no such tool: that is an answer too,';
+  const broken = 'The server answered with another JSON-RPC error: that is an answer too,';
+  await answersOnce(shaky, call, 'fail', 'no such address', failed);
+  await answersOnce(shaky, call, 'unknown', 'no tool unknown', unknown);
+  await answersOnce(shaky, call, 'broken', 'tool is broken', broken);
+}
+
+async function answersOnce(
+  shaky: Shaky,
+  call: Caller,
+  tool: string,
+  words: string,
+  what: string,
+) {
   const before = shaky.calls.length;
-  const outcome = await call('fail', 3000).then(
+  const outcome = await call(tool, 3000).then(
     ({ text }) => text,
     ({ message }: Error) => message,
   );
   const times = shaky.calls.length - before;
   demand(
     times === 1,
-    'A tool answered with an error: that is an answer, and must not be tried again.',
+    `${what} and must not be tried again.`,
     `the tool was called ${times} times`,
   );
-  demand(outcome.includes('no such address'), "A tool's error must reach the caller.", outcome);
-  const unknown = await call('unknown', 3000).then(
-    ({ text }) => text,
-    ({ message }: Error) => message,
-  );
-  demand(
-    unknown.includes('no tool unknown'),
-    'The server says that there is no such tool: that is an answer too, and must reach the caller.',
-    unknown,
-  );
+  demand(outcome.includes(words), `${what} and must reach the caller.`, outcome);
 }
 
 // Exercise 7.
@@ -5479,7 +5694,8 @@ async function checkCallsTogether(t: TestContext, url: string) {
   });
   demand(
     results.every((result) => result?.['hostname'] === 'fw'),
-    'The tool must answer on /mcp as it does on /sse.',
+    'The tool must answer on /mcp as it does on /sse. Does each request have a server and a '
+      + 'transport of its own?',
     JSON.stringify(results.find((result) => result?.['hostname'] !== 'fw') ?? {}),
   );
 }
@@ -5522,6 +5738,35 @@ async function checkGuards(url: string) {
     'A request for /mcp without a token must get 401: look at the path after isAuthorized().',
     seenAs(bare),
   );
+  await checkOtherGuards(url, post);
+}
+
+async function checkOtherGuards(url: string, post: (headers: HeaderMap) => Promise<Answer>) {
+  const crossSite = await post({ ...WITH_TOKEN, 'sec-fetch-site': 'cross-site' });
+  demand(
+    crossSite.status === 403,
+    'A cross-site request for /mcp must get 403: look at the path after refusalOf().',
+    seenAs(crossSite),
+  );
+  const other = await ask(new URL('/mcpfoo', url), { method: 'POST', headers: WITH_TOKEN });
+  demand(
+    other.status === 404,
+    'Only /mcp itself is new, so POST /mcpfoo must get 404.',
+    seenAs(other),
+  );
+  await checkOldGuards(url);
+}
+
+/** The paths of SSE are behind the token as before. */
+async function checkOldGuards(url: string) {
+  for (const [method, path] of [['GET', '/sse'], ['POST', '/messages']] as const) {
+    const answer = await ask(new URL(path, url), { method, limit: 3000 });
+    demand(
+      answer.status === 401,
+      `${method} ${path} without a token must get 401 as before.`,
+      seenAs(answer),
+    );
+  }
 }
 
 const INITIALIZE_MCP = {
@@ -5555,7 +5800,8 @@ type ByHandOptions = {
   print: (line: string) => void;
   /** Begins to read the lines that the participant types. */
   readLines: () => AsyncIterable<string>;
-  port: number;
+  /** As it is set in PORT. */
+  port: string;
   seconds: number;
   /** Told where the server is; the tests play the participant here. */
   learner?: (url: string) => unknown;
@@ -5594,10 +5840,13 @@ async function serveByHand(
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
-async function listenByHand(server: http.Server, port: number) {
-  const listening = once(server.listen(port, '127.0.0.1'), 'listening');
+async function listenByHand(server: http.Server, port: string) {
+  const isPort = /^\d+$/.test(port) && Number(port) <= 65535;
+  demand(isPort, `PORT is "${port}". It must be a whole number from 0 to 65535.`);
+  const listening = once(server.listen(Number(port), '127.0.0.1'), 'listening');
   await listening.catch(({ code, message }: NodeJS.ErrnoException) => {
-    const inUse = `Port ${port} is in use: stop \`npm start\` with Ctrl-C in its terminal, then start this command again.`;
+    const inUse = `Port ${port} is in use, perhaps by \`npm start\`: stop that, or set another `
+      + 'PORT, and start this again.';
     throw new NotYet(code === 'EADDRINUSE' ? inUse : `Port ${port} cannot be used: ${message}.`);
   });
 }
@@ -5695,9 +5944,13 @@ class SessionGuide {
     const method = this.requests.get(`${id} ${message.id}`);
     if (!method) return;
     if (message.error) {
-      this.print(
-        `  Your ${method} was answered with an error: ${message.error.message.split('\n')[0]}`,
-      );
+      // The SDK's own text for wrong params is a list that fills a screen.
+      const [line = ''] = message.error.message.split('\n');
+      const cure = method === 'initialize'
+        ? 'its params need protocolVersion, capabilities and clientInfo.'
+        : 'its params need a name, and arguments, if there are any, must be an object.';
+      const why = line.startsWith('[') ? cure : line;
+      this.print(`  Your ${method} was answered with an error: ${why}`);
     } else if (message.result?.isError) {
       this.print('  The tool answered with an error: look at the stream.');
     } else {
@@ -5800,7 +6053,7 @@ type Refusal = keyof typeof REFUSALS;
 
 async function refuseByHand(t: TestContext, options: ByHandOptions) {
   const { print, seconds, learner } = options;
-  const predictions = await askPredictions(options);
+  const predictions = new Map<Refusal, string>();
   const todo = new Set(Object.keys(REFUSALS) as Refusal[]);
   const gone = new Set<string>();
   const done = new EventEmitter();
@@ -5808,11 +6061,11 @@ async function refuseByHand(t: TestContext, options: ByHandOptions) {
   const url = await serveByHand(t, options, {
     onEnd: ({ id }) => void gone.add(id),
     onAnswer: (req, status, text) => {
-      const refusal = refusalOf(req, status, gone);
-      if (!refusal) {
-        const advice = adviceFor(req, status);
-        return print(`  ${req.method} ${req.url?.slice(0, 26)} got ${status}: ${advice}`);
+      if (predictions.size < Object.keys(REFUSALS).length) {
+        return print('  A request came before your four predictions, and it does not count.');
       }
+      const refusal = refusalOf(req, status, gone);
+      if (!refusal) return print(`  ${adviceFor(req, status)}`);
       if (!todo.delete(refusal)) return print(`  You have already done this one: ${REFUSALS[refusal]}.`);
       const predicted = predictions.get(refusal) ?? '';
       const isRight = predicted.startsWith(String(status));
@@ -5822,19 +6075,21 @@ async function refuseByHand(t: TestContext, options: ByHandOptions) {
       if (todo.size === 0) done.emit('done');
     },
   });
+  await askPredictions(options, predictions);
   print(`The server is now at ${url}. Send the four POSTs with curl -d '{}', in any order.`);
-  const finished = waitByHand(done, seconds, () => {
-    return `Still missing: ${[...todo].map((name) => REFUSALS[name]).join('; ')}.`;
-  });
+  const missing = () => [...todo].map((name) => REFUSALS[name]).join('; ');
+  const finished = waitByHand(done, seconds, () => `Still missing: ${missing()}.`);
   void learner?.(url);
   await finished;
   print(`You predicted ${right} of 4 statuses correctly. Two of the four POSTs got the same answer. Why?`);
 }
 
 /** Asks for a prediction of each refusal, until it has a status and a few words. */
-async function askPredictions({ print, readLines }: ByHandOptions) {
+async function askPredictions(
+  { print, readLines }: ByHandOptions,
+  predictions: Map<Refusal, string>,
+) {
   const lines = readLines()[Symbol.asyncIterator]();
-  const predictions = new Map<Refusal, string>();
   print(
     'First type what you expect: the status, and a few words of the text. For example: 200 here you are',
   );
@@ -5851,7 +6106,6 @@ async function askPredictions({ print, readLines }: ByHandOptions) {
       print('Begin with a status of three digits, and go on with a few words of the text.');
     }
   }
-  return predictions;
 }
 
 function refusalOf(
@@ -5868,10 +6122,14 @@ function refusalOf(
   return undefined;
 }
 
-function adviceFor({ method }: http.IncomingMessage, status: number) {
-  if (method !== 'POST') return `that was a ${method}. To POST, give curl a body: -d '{}'.`;
-  if (status < 400) return 'it was accepted, so its stream is still open. End the stream first.';
-  return 'that is not one of the four. If the stream is still open, end it first.';
+/** What to do after a request that is not one of the four. */
+function adviceFor({ method, url }: http.IncomingMessage, status: number) {
+  const seen = `${method} ${url?.slice(0, 26)} got ${status}:`;
+  if (method !== 'POST') return `${seen} that was a ${method}. To POST, give curl a body: -d '{}'.`;
+  if (status < 400) {
+    return `${seen} it was accepted, so its stream is still open. End the stream first.`;
+  }
+  return `${seen} that is not one of the four. If the stream is still open, end it first.`;
 }
 
 // ---- The exercises ---------------------------------------------------------------------------
@@ -5960,7 +6218,9 @@ const EXERCISES: Record<string, Exercise> = {
     file: 'server.ts',
     check: checkSessions,
     hints: [
-      ...FIND_HINTS,
+      `${FIND_HINTS[0]} A risk, with \`!\`, is a finding too. Let the doctor watch for its 40 `
+        + 'seconds: with `--watch 2` it cannot see this fault.',
+      ...FIND_HINTS.slice(1),
       'What goes over an idle stream in a minute? Watch one with `curl -N`. A proxy in between '
         + 'sees nothing else.',
     ],
@@ -6017,8 +6277,9 @@ const EXERCISES: Record<string, Exercise> = {
     check: checkMcp,
     hints: [
       'Let /mcp through where the paths are compared, and serve it after isAuthorized().',
-      'A StreamableHTTPServerTransport without a sessionIdGenerator keeps no sessions: use '
-        + 'one transport and one getServer() for each request.',
+      'A StreamableHTTPServerTransport without a sessionIdGenerator keeps no sessions: use one '
+        + 'transport and one getServer() for each request. Call its constructor without options: '
+        + '{ sessionIdGenerator: undefined }, as in older examples, does not pass the type check.',
       "Close the transport when the response closes: res.once('close', …). That ends the calls "
         + 'of a client that has left.',
       'The same rule holds here as for SSE: an McpServer can have only one transport. Make a '
@@ -6036,7 +6297,10 @@ async function readState(folder: string): Promise<State> {
   return { passed: [], hints: {}, ...(JSON.parse(text) as Partial<State>) };
 }
 
-async function writeState(folder: string, state: State) {
+/** Reads the state again before it is written: another command may have changed it meanwhile. */
+async function changeState(folder: string, change: (state: State) => void) {
+  const state = await readState(folder);
+  change(state);
   await writeFile(join(folder, KEPT, 'state.json'), `${JSON.stringify(state, null, 2)}\n`);
 }
 
@@ -6044,6 +6308,10 @@ async function writeState(folder: string, state: State) {
 async function keepServer(folder: string, print: (line: string) => void) {
   const kept = join(folder, KEPT, 'server.ts');
   if (existsSync(kept)) return;
+  demand(
+    existsSync(join(folder, 'server.ts')),
+    `server.ts is not there, and ${KEPT} has no copy of it: put the original in place.`,
+  );
   await mkdir(join(folder, KEPT), { recursive: true });
   await copyFile(join(folder, 'server.ts'), kept);
   print(`A copy of server.ts as it is now is kept in ${KEPT}: \`npm run reset\` brings it back.`);
@@ -6089,8 +6357,8 @@ async function findTypeError(t: TestContext, folder: string, files: string[]) {
   const [, file, line, message] =
     /^(.+)\((\d+),\d+\): error TS\d+: (.+)$/m.exec(lines.join('\n')) ?? [];
   return file
-    ? `${file} does not compile: line ${line}: ${message}`
-    : `The file does not compile: ${lines[0]}`;
+    ? `${file} does not pass the type check: line ${line}: ${message}`
+    : `The type check did not pass: ${lines[0]}`;
 }
 
 /** Checks one exercise with code; returns what is missing, or undefined. */
@@ -6101,10 +6369,21 @@ async function checkFiles({ folder, limit }: Workshop, { file = 'server.ts', che
       const timer = setTimeout(resolve, limit, late);
       t.after(() => clearTimeout(timer));
     });
-    const typeError = findTypeError(t, folder, [file]).catch(missingFrom);
+    const typeError = findMissing(folder, file)
+      .then(() => findTypeError(t, folder, [file]))
+      .catch(missingFrom);
     const checked = typeError.then((error) => error ?? (check && checkOnStage(t, folder, check)));
     return Promise.race([checked, tooLong]);
   });
+}
+
+/** Says what the compiler would say in other words. */
+async function findMissing(folder: string, file: string) {
+  const source = await readFile(join(folder, file), 'utf8').catch(() => undefined);
+  demand(source !== undefined, `${file} is not there: \`npm run reset\` brings it back.`);
+  if (file !== CLIENT_FILE) return;
+  const isExported = /^export\b[^;]*?\bconnect\b/m.test(source);
+  demand(isExported, `${CLIENT_FILE} must export a function connect(url).`);
 }
 
 async function checkOnStage(t: TestContext, folder: string, check: Check) {
@@ -6129,35 +6408,58 @@ type Workshop = ByHandOptions & { limit: number };
 /** The commands `npm run exercise`, `hint` and `reset`. Returns the exit code. */
 async function runWorkshop(command: string, args: string[], workshop: Workshop) {
   const { folder, print } = workshop;
-  await keepServer(folder, print);
-  const state = await readState(folder);
-  if (command === 'reset') return reset(workshop, state);
-  const name = args
-    .filter((arg) => !arg.startsWith('-'))
-    .join('')
-    .toLowerCase();
-  if (command === 'exercise' && name === '') return list(workshop, state);
-  if (command === 'exercise' && name === '3') return list(workshop, state, '3');
-  const exercise = Object.hasOwn(EXERCISES, name) ? EXERCISES[name] : undefined;
-  if (!exercise) {
-    print(
-      `There is no exercise "${args.join(' ')}". \`npm run exercise\` lists them; the third `
-        + `has letters, as in 3 a.`,
-    );
+  const options = args.filter((arg) => arg.startsWith('-'));
+  const words = args.filter((arg) => !arg.startsWith('-'));
+  const name = words.join('').toLowerCase();
+  const mistake = mistakeIn(command, options, words, name);
+  if (mistake) {
+    print(mistake);
     return 2;
   }
-  if (command === 'hint') return hint(workshop, state, name, exercise);
-  if (exercise.byHand) return doByHand(workshop, state, name, exercise);
-  const isNew = await prepare(workshop, state, name, exercise);
-  const isWatched = args.includes('--watch');
+  await keepServer(folder, print);
+  if (command === 'reset') return reset(workshop);
+  const exercise = EXERCISES[name];
+  if (!exercise) return list(workshop, name);
+  if (command === 'hint') return hint(workshop, name, exercise);
+  if (exercise.byHand) return doByHand(workshop, name, exercise);
+  const isNew = await prepare(workshop, name, exercise);
+  const isWatched = options.length > 0;
   if (isNew && !isWatched) return 0;
-  if (isWatched) return watchFile(workshop, state, name, exercise);
-  return checkOnce(workshop, state, name, exercise);
+  if (isWatched) return watchFile(workshop, name, exercise);
+  return checkOnce(workshop, name, exercise);
+}
+
+/** What is wrong with the words behind a command; undefined if nothing is. */
+function mistakeIn(command: string, options: string[], words: string[], name: string) {
+  const unknown = options.find((option) => command !== 'exercise' || option !== '--watch');
+  if (unknown) {
+    return `\`npm run ${command}\` has no option ${unknown}. The only option is --watch, as in `
+      + '`npm run exercise 4 -- --watch`.';
+  }
+  if (command === 'reset') {
+    return words.length === 0 ? undefined
+      : '`npm run reset` stands alone: leave out what follows it.';
+  }
+  if (Object.hasOwn(EXERCISES, name)) {
+    if (!options.length || EXERCISES[name]?.check) return undefined;
+    return `Exercise ${name} is done by hand, so there is no file for --watch.`;
+  }
+  const isList = command === 'exercise' && options.length === 0;
+  if (name === '3') {
+    return isList ? undefined
+      : `Exercise 3 has five faults: name one, as in \`npm run ${command} 3 a\`.`;
+  }
+  if (name === '') {
+    return isList ? undefined : `Name the exercise, as in \`npm run ${command} 4\`.`;
+  }
+  return `There is no exercise "${words.join(' ')}". \`npm run exercise\` lists them; the third `
+    + 'has letters, as in 3 a.';
 }
 
 const spell = (name: string) => name.replace(/^(\d)(\w)/, '$1 $2');
 
-async function list({ print }: Workshop, state: State, prefix = '') {
+async function list({ folder, print }: Workshop, prefix: string) {
+  const state = await readState(folder);
   const names = Object.keys(EXERCISES)
     .toSorted()
     .filter((name) => name.startsWith(prefix));
@@ -6170,34 +6472,38 @@ async function list({ print }: Workshop, state: State, prefix = '') {
   return 0;
 }
 
-async function reset({ folder, print }: Workshop, state: State) {
+async function reset({ folder, print }: Workshop) {
+  const wasThere = existsSync(join(folder, 'server.ts'));
   const attempt = await restoreServer(folder);
-  delete state.fault;
-  await writeState(folder, state);
-  print(
-    attempt
-      ? `server.ts is as it was at the beginning. Your attempt is kept in ${attempt}.`
-      : 'server.ts is as it was at the beginning: there was nothing to put back.',
-  );
+  await changeState(folder, (state) => void delete state.fault);
+  if (attempt) {
+    print(`server.ts is as it was at the beginning. Your attempt is kept in ${attempt}.`);
+  } else if (wasThere) {
+    print('server.ts is as it was at the beginning: there was nothing to put back.');
+  } else {
+    print('server.ts is back, as it was at the beginning.');
+  }
   return 0;
 }
 
-async function hint({ folder, print }: Workshop, state: State, name: string, { hints }: Exercise) {
-  const given = state.hints[name] ?? 0;
+async function hint({ folder, print }: Workshop, name: string, { hints }: Exercise) {
+  const given = (await readState(folder)).hints[name] ?? 0;
   const number = given >= hints.length ? 1 : given + 1;
   print(`Hint ${number} of ${hints.length}: ${hints[number - 1]}`);
   if (number === hints.length) {
     print('That was the last hint. Look for the solution in README.md, under Workshop.');
   }
-  state.hints[name] = number;
-  await writeState(folder, state);
+  await changeState(folder, (state) => {
+    state.hints[name] = number;
+  });
   return 0;
 }
 
-async function markDone({ folder, print }: Workshop, state: State, name: string) {
-  if (!state.passed.includes(name)) state.passed.push(name);
-  delete state.fault;
-  await writeState(folder, state);
+async function markDone({ folder, print }: Workshop, name: string) {
+  await changeState(folder, (state) => {
+    if (!state.passed.includes(name)) state.passed.push(name);
+    delete state.fault;
+  });
   print(`✔ Exercise ${spell(name)} is done: ${EXERCISES[name]?.title}.`);
   return 0;
 }
@@ -6208,21 +6514,21 @@ function fail({ print }: Workshop, name: string, missing: string) {
   return 1;
 }
 
-async function doByHand(workshop: Workshop, state: State, name: string, { byHand }: Exercise) {
+async function doByHand(workshop: Workshop, name: string, { byHand }: Exercise) {
   const missing = await withCleanUp(async (t) => byHand?.(t, workshop)).then(
     () => undefined,
     missingFrom,
   );
-  return missing === undefined ? markDone(workshop, state, name) : fail(workshop, name, missing);
+  return missing === undefined ? markDone(workshop, name) : fail(workshop, name, missing);
 }
 
-async function checkOnce(workshop: Workshop, state: State, name: string, exercise: Exercise) {
+async function checkOnce(workshop: Workshop, name: string, exercise: Exercise) {
   const missing = await checkFiles(workshop, exercise);
-  return missing === undefined ? markDone(workshop, state, name) : fail(workshop, name, missing);
+  return missing === undefined ? markDone(workshop, name) : fail(workshop, name, missing);
 }
 
 /** Checks at each save, until the exercise is done. */
-async function watchFile(workshop: Workshop, state: State, name: string, exercise: Exercise) {
+async function watchFile(workshop: Workshop, name: string, exercise: Exercise) {
   const { folder, print } = workshop;
   const file = join(folder, exercise.file ?? 'server.ts');
   const saved = new EventEmitter();
@@ -6231,7 +6537,7 @@ async function watchFile(workshop: Workshop, state: State, name: string, exercis
   try {
     for (;;) {
       const source = await readFile(file, 'utf8').catch(() => '');
-      const code = await checkOnce(workshop, state, name, exercise);
+      const code = await checkOnce(workshop, name, exercise);
       if (code === 0) return code;
       print(`  Watching ${exercise.file}: save it to check again, or end with Ctrl-C.`);
       await untilChanged(file, source, saved, workshop.seconds);
@@ -6255,11 +6561,11 @@ async function untilChanged(file: string, source: string, saved: EventEmitter, l
 }
 
 /** Puts the fault or the first client in place, if it is not there yet. Returns whether it did. */
-async function prepare(workshop: Workshop, state: State, name: string, { file }: Exercise) {
+async function prepare(workshop: Workshop, name: string, { file }: Exercise) {
   const { folder, print } = workshop;
   const letter = /^3(\w)$/.exec(name)?.[1];
-  if (letter && state.fault !== letter) {
-    await placeFault(workshop, state, letter);
+  if (letter && (await readState(folder)).fault !== letter) {
+    await placeFault(workshop, letter);
     return true;
   }
   if (file === CLIENT_FILE && !existsSync(join(folder, CLIENT_FILE))) {
@@ -6273,14 +6579,16 @@ async function prepare(workshop: Workshop, state: State, name: string, { file }:
   return false;
 }
 
-async function placeFault(workshop: Workshop, state: State, letter: string) {
+async function placeFault(workshop: Workshop, letter: string) {
   const { folder, print } = workshop;
   const attempt = await restoreServer(folder);
   if (attempt) print(`Your server.ts is kept in ${attempt}.`);
   const file = join(folder, 'server.ts');
   const source = applyChanges(await readFile(file, 'utf8'), FAULTS[letter]?.changes ?? {});
   await writeFile(file, source);
-  await writeState(folder, { ...state, fault: letter });
+  await changeState(folder, (state) => {
+    state.fault = letter;
+  });
   print('server.ts has a fault now. This is what its users see:');
   await withCleanUp((t) => showSymptoms(t, workshop));
   print(
@@ -6342,11 +6650,13 @@ async function useClient(client: Client, url: string) {
 if (isTask('exercise') || isTask('hint') || isTask('reset')) {
   // Ctrl-C has to end the stage as well, even if that is blocked.
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(1));
+  // A reader that goes away, as in `npm run exercise 3 a | head -1`, does not end the command.
+  process.stdout.on('error', () => undefined);
   const workshop: Workshop = {
     folder: import.meta.dirname,
     print: console.log,
     readLines: () => createInterface(process.stdin),
-    port: Number(process.env['PORT'] ?? 3000),
+    port: process.env['PORT']?.trim() || '3000',
     seconds: 1800,
     limit: 13_000,
   };
@@ -6414,6 +6724,14 @@ const VARIANTS: Record<string, Variants> = {
         says: /a POST with its id must get 404/,
       },
       {
+        what: 'it is filed once more, under an id that nobody knows',
+        changes: {
+          [MADE_ID]: 'const { sessionId } = transport;',
+          [SET]: `${SET}    this.transports.set(globalThis.crypto.randomUUID(), transport);\n`,
+        },
+        says: /no transport may be kept: .* Seen: \d+ transports are kept/,
+      },
+      {
         what: 'an unknown id gets the newest transport',
         changes: { '= this.transports.get(sessionId);': '= [...this.transports.values()].at(-1);' },
         says: /POST must be accepted\. Seen: 400/,
@@ -6460,17 +6778,17 @@ const VARIANTS: Record<string, Variants> = {
       {
         what: 'nothing is changed',
         changes: {},
-        says: /without waiting, .*must be accepted\. Seen: 404|must get 404/,
+        says: /without waiting, .*must be accepted\. Seen: 404|must get 404|hooks must have counted/,
       },
       {
         what: 'the look-up is only made quicker',
         changes: { 'setTimeout(resolve, 200)': 'setTimeout(resolve, 100)' },
-        says: /without waiting, .*must be accepted\. Seen: 404|must get 404/,
+        says: /without waiting, .*must be accepted\. Seen: 404|must get 404|hooks must have counted/,
       },
       {
         what: 'it is filed before the look-up and once more after it',
         changes: { '    const session = {': `${SET}    const session = {` },
-        says: /left as soon as .* must get 404/,
+        says: /left as soon as .* must get 404|hooks must have counted/,
       },
       {
         what: 'the look-up comes before the transport, and nobody looks who is still there',
@@ -6487,7 +6805,7 @@ const VARIANTS: Record<string, Variants> = {
           [LATE]:
             '      void lookUpUser(req).then(() => this.transports.set(sessionId, transport));\n',
         },
-        says: /without waiting, .*must be accepted\. Seen: 404|must get 404/,
+        says: /without waiting, .*must be accepted\. Seen: 404|must get 404|hooks must have counted/,
       },
       {
         what: 'it is filed after the start hook',
@@ -6495,7 +6813,7 @@ const VARIANTS: Record<string, Variants> = {
           [LATE]: '      await lookUpUser(req);\n',
           '    if (this.transports.has(sessionId)) started = ': `    await this.callHook('onSessionStart', session);\n${SET}    if (this.transports.has(sessionId)) started = `,
         },
-        says: /without waiting, .*must be accepted\. Seen: 404|must get 404/,
+        says: /without waiting, .*must be accepted\. Seen: 404|must get 404|hooks must have counted/,
       },
     ],
   },
@@ -6528,6 +6846,27 @@ const VARIANTS: Record<string, Variants> = {
           [GET_CLOSED]: '    setTimeout(() => this.transports.delete(sessionId), 1000);\n',
         },
         says: /must be accepted\. Seen: 404|hooks must have counted/,
+      },
+      {
+        what: 'it is removed 20 s later',
+        changes: {
+          [GET_CLOSED]:
+            '    setTimeout(() => this.transports.delete(sessionId), 20_000).unref();\n',
+        },
+        says: /must be accepted\. Seen: 404|hooks must have counted/,
+      },
+      {
+        what: 'it is removed a minute later',
+        changes: {
+          [GET_CLOSED]:
+            '    setTimeout(() => this.transports.delete(sessionId), 60_000).unref();\n',
+        },
+        says: /idle for a minute .*must be accepted\. Seen: 404|hooks must have counted/,
+      },
+      {
+        what: 'the transport is closed 45 s later',
+        changes: { [GET_CLOSED]: '    setTimeout(() => transport.close(), 45_000).unref();\n' },
+        says: /must not end the stream of an idle client|hooks must have counted|must be taken/,
       },
       {
         what: 'nothing removes it',
@@ -6610,6 +6949,27 @@ const VARIANTS: Record<string, Variants> = {
         says: /must get a stream from GET \/sse\. Seen: 500/,
       },
       {
+        what: 'eight servers take turns',
+        changes: {
+          '  private readonly mcpServer: McpServer;\n':
+            '  private readonly pool: McpServer[] = [];\n  private taken = 0;\n',
+          [OWN_SERVER]: '',
+          [SHARED]: `this.taken += 1;
+      const mcpServer = (this.pool[this.taken % 8] ??= this.options.getServer());
+      await mcpServer.connect(transport);`,
+        },
+        says: /McpServer of its own: .* called 8 times for|many clients.* must get a stream/,
+      },
+      {
+        what: 'the server is replaced only while it has a client',
+        changes: {
+          '  private readonly mcpServer': '  private mcpServer',
+          [SHARED]: `if (this.mcpServer.isConnected()) this.mcpServer = this.options.getServer();
+      ${SHARED}`,
+        },
+        says: /McpServer of its own: .* Seen: getServer\(\) was called \d+ times/,
+      },
+      {
         what: 'the transport of the one before is forgotten, not closed',
         changes: {
           [SHARED]: `Object.assign(this.mcpServer.server, { _transport: undefined });\n      ${SHARED}`,
@@ -6624,6 +6984,17 @@ const VARIANTS: Record<string, Variants> = {
         what: 'a comment at each interval',
         changes: {
           [NO_COMMENT]: COMMENT("  if (!res.writableEnded) res.write(': still here\\n\\n');\n"),
+        },
+      },
+      {
+        what: 'a comment from a timer that starts itself again',
+        changes: {
+          [NO_COMMENT]: COMMENT("  if (!res.writableEnded) res.write(': still here\\n\\n');\n"),
+          'const keepAlive = setInterval(() => sendKeepAlive(transport, res), KEEP_ALIVE_MS);': `const beat = () => {
+      sendKeepAlive(transport, res);
+      keepAlive = setTimeout(beat, KEEP_ALIVE_MS);
+    };
+    let keepAlive = setTimeout(beat, KEEP_ALIVE_MS);`,
         },
       },
       {
@@ -6661,6 +7032,30 @@ const VARIANTS: Record<string, Variants> = {
             + '= setInterval(',
         },
         says: /outlive a proxy .*1 comments/,
+      },
+      {
+        what: 'the first four comments only',
+        changes: {
+          '    const keepAlive = setInterval(': `    let comments = 0;
+    const sendKeepAlive = (transport: SSEServerTransport, res: ServerResponse) => {
+      closeIfUnread(transport, res);
+      comments += 1;
+      if (comments <= 4 && !res.writableEnded) res.write(': still here\\n\\n');
+    };
+    const keepAlive = setInterval(`,
+          [`/** Looks after a stream that is open. */
+function sendKeepAlive(transport: SSEServerTransport, res: ServerResponse) {
+${NO_COMMENT.split('/**')[0]}`]: '',
+        },
+        says: /outlive a proxy .*4 comments|must be taken|own stream/,
+      },
+      {
+        what: 'a timer that outlives its session',
+        changes: {
+          [NO_COMMENT]: COMMENT("  if (!res.writableEnded) res.write(': still here\\n\\n');\n"),
+          'clearInterval(keepAlive)': 'void keepAlive',
+        },
+        says: /timers must end too: .* Seen: \d+ timers were still running/,
       },
       {
         what: "the socket's keep-alive, which no proxy sees",
@@ -6801,6 +7196,44 @@ const VARIANTS: Record<string, Variants> = {
         says: /A shorter session came and went/,
       },
       {
+        what: 'the open session counts for the longest',
+        changes: {
+          'const health = {': 'let since = 0;\nconst health = {',
+          [COUNT_UP]: `${COUNT_UP}    since = Date.now();\n`,
+          'JSON.stringify(health)': `JSON.stringify({
+      ...health,
+      longestMs: Math.max(health.longestMs, health.sessions > 0 ? Date.now() - since : 0),
+    })`,
+        },
+        says: /older than the longest that|A shorter session came and went|must be how many/,
+      },
+      {
+        what: 'the longest is forgotten when all have ended',
+        changes: {
+          [COUNT_DOWN]: COUNT_DOWN.replace(
+            '    health.longestMs',
+            '    if (health.sessions === 0) health.longestMs = 0;\n    health.longestMs',
+          ),
+        },
+        says: /A shorter session came and went alone/,
+      },
+      {
+        what: 'the longest is forgotten when the next one starts',
+        changes: {
+          [COUNT_UP]: `${COUNT_UP}    if (health.sessions === 1) health.longestMs = 0;\n`,
+        },
+        says: /A session has started after all had ended/,
+      },
+      {
+        what: 'the id of a session is told',
+        changes: {
+          'const health = {': "let newest = '';\nconst health = {",
+          [COUNT_UP]: `${COUNT_UP}    newest = session.id;\n`,
+          'JSON.stringify(health)': 'JSON.stringify({ ...health, newest })',
+        },
+        says: /must not tell the id of a session/,
+      },
+      {
         what: 'seconds in place of milliseconds',
         changes: {
           'Math.max(health.longestMs, lasted)': 'Math.max(health.longestMs, lasted / 1000)',
@@ -6890,6 +7323,46 @@ const VARIANTS: Record<string, Variants> = {
     const addresses = firewall ? await askAddresses(firewall, cancelled.signal)`,
         },
         says: /The client of a call left, and the call to the firewall must end too/,
+      },
+      {
+        what: 'the signal of the call only',
+        changes: {
+          'await askAddresses(firewall, signal)':
+            'await askAddresses(firewall, signal.aborted ? signal : extra.signal)',
+        },
+        says: /two calls the same id and left: the call to the firewall must end too/,
+      },
+      {
+        what: 'it asks twice',
+        changes: {
+          '  const { data } = addressesSchema':
+            '  await askFirewall(firewall, call, signal);\n  const { data } = addressesSchema',
+        },
+        says: /must ask the firewall once, .* Seen: the firewall was asked 2 times/,
+      },
+      {
+        what: 'an error is asked again',
+        changes: {
+          'await askFirewall(firewall, call, signal);\n  const { data } = addressesSchema': `await askFirewall(firewall, call, signal).catch(() => {
+    return askFirewall(firewall, call, signal);
+  });
+  const { data } = addressesSchema`,
+        },
+        says: /must ask the firewall once, .* Seen: the firewall was asked 2 times/,
+      },
+      {
+        what: 'the first three only',
+        changes: { 'parse(entries);': 'parse(entries.slice(0, 3));' },
+        says: /twelve address objects: .* Seen: 3 objects/,
+      },
+      {
+        what: 'some of the fields only',
+        changes: {
+          'z.array(addressSchema).parse(entries)': `z.array(addressSchema).parse(entries).map((address) => {
+    return { ...address, description: undefined };
+  })`,
+        },
+        says: /has two address objects/,
       },
       {
         what: 'errors become an empty list',
@@ -7031,6 +7504,32 @@ const VARIANTS: Record<string, Variants> = {
         says: /no such tool: that is an answer too/,
       },
       {
+        what: 'the first errors of the server are tried again',
+        changes: {
+          '  let session =': '  let tries = 0;\n  let session =',
+          'if (error instanceof McpError) throw':
+            'if (error instanceof McpError && tries++ > 2) throw',
+        },
+        says: /no such tool: that is an answer too, and must not be tried again\. Seen: .* 4 times/,
+      },
+      {
+        what: 'a slow call is tried again',
+        changes: {
+          'client.callTool({ name })': 'client.callTool({ name }, undefined, { timeout: 1000 })',
+          'if (error instanceof McpError) throw':
+            'if (error instanceof McpError && error.code !== -32001) throw',
+        },
+        says: /A call takes 2\.5 s, and its stream is open/,
+      },
+      {
+        what: 'only one kind of error is an answer',
+        changes: {
+          'if (error instanceof McpError) throw':
+            'if (error instanceof McpError && error.code === -32602) throw',
+        },
+        says: /another JSON-RPC error: that is an answer too, and must not be tried again/,
+      },
+      {
         what: 'close() does nothing',
         changes: { 'close: () => session.client.close()': 'close: async () => {}' },
         says: /After close\(\) the client must have no open stream/,
@@ -7075,6 +7574,37 @@ const VARIANTS: Record<string, Variants> = {
             + 'res);\n  if (!isAuthorized(req, token)) {\n',
         },
         says: /for \/mcp without a token must get 401/,
+      },
+      {
+        what: 'the token is no longer needed for the stream',
+        changes: { '  if (!isAuthorized(': '  if (path !== ssePath && !isAuthorized(' },
+        says: /GET \/sse without a token must get 401 as before\. Seen: 200/,
+      },
+      {
+        what: 'the token is no longer needed to post',
+        changes: { '  if (!isAuthorized(': '  if (path !== messagesPath && !isAuthorized(' },
+        says: /POST \/messages without a token must get 401 as before\. Seen: 400/,
+      },
+      {
+        what: 'the token is needed for /mcp alone',
+        changes: { '  if (!isAuthorized(': "  if (path === '/mcp' && !isAuthorized(" },
+        says: /GET \/sse without a token must get 401 as before\. Seen: 200/,
+      },
+      {
+        what: 'each path that begins with /mcp',
+        changes: {
+          "&& path !== '/mcp'": "&& !path?.startsWith('/mcp')",
+          "path === '/mcp') return": "path?.startsWith('/mcp')) return",
+        },
+        says: /POST \/mcpfoo must get 404/,
+      },
+      {
+        what: 'before the cross-site check',
+        changes: {
+          'if (refusal) return reply(res, 403,':
+            "if (refusal && !(url?.pathname === '/mcp' && isCrossSite(req))) return reply(res, 403,",
+        },
+        says: /cross-site request for \/mcp must get 403/,
       },
       {
         what: 'before the host is looked at',
@@ -7270,7 +7800,7 @@ describe('The exercises: by hand', () => {
     const missing = await withCleanUp((t) =>
       byHand(t, {
         folder: import.meta.dirname,
-        port: 0,
+        port: '0',
         seconds,
         print: (line) => printed.push(line),
         readLines: () => Readable.from(typed),
@@ -7345,7 +7875,7 @@ describe('The exercises: by hand', () => {
       },
     },
     'initialize that the server answers with an error': {
-      says: /Your initialize was answered with an error/,
+      says: /Your initialize was answered with an error: its params need protocolVersion, cap/,
       make: async ({ post }) => void (await post({ jsonrpc: '2.0', id: 1, method: 'initialize' })),
     },
     'a stream that ends too early': {
@@ -7432,18 +7962,26 @@ describe('The exercises: by hand', () => {
     );
   });
 
-  test('if the port is in use, the check says to stop npm start', async (t) => {
-    const { port } = await startServer(t);
-    const print = () => {};
-    const options = {
-      folder: import.meta.dirname,
-      port,
-      seconds: 1,
-      print,
-      readLines: () => Readable.from([]),
+  test('a port that cannot be used is told before anything else', async (t) => {
+    const inUse = String((await startServer(t)).port);
+    const says = {
+      [inUse]: /^Port \d+ is in use, perhaps by `npm start`: stop that, or set another PORT/,
+      abc: /^PORT is "abc"\. It must be a whole number from 0 to 65535\.$/,
+      65536: /^PORT is "65536"\. It must be/,
     };
-    const missing = await withCleanUp((scope) => followByHand(scope, options)).catch(missingFrom);
-    assert.match(String(missing), /^Port \d+ is in use: stop `npm start` with Ctrl-C/);
+    for (const byHand of [followByHand, refuseByHand]) {
+      for (const [port, sentence] of Object.entries(says)) {
+        const options = {
+          folder: import.meta.dirname,
+          port,
+          seconds: 1,
+          print: () => {},
+          readLines: () => assert.fail('nothing is asked before the port is open'),
+        };
+        const missing = await withCleanUp((scope) => byHand(scope, options)).catch(missingFrom);
+        assert.match(String(missing), sentence);
+      }
+    }
   });
 });
 
@@ -7463,7 +8001,7 @@ function testCommands() {
       const printed: string[] = [];
       const code = await runWorkshop(command, args, {
         folder,
-        port: 0,
+        port: '0',
         seconds: 50,
         limit: 50_000,
         readLines: () => Readable.from([]),
@@ -7508,6 +8046,34 @@ function testCommands() {
       assert.equal(code, 2);
       assert.match(text, /There is no exercise ".+"\. `npm run exercise` lists them/);
     }
+    const sentences: Record<string, RegExp> = {
+      hint: /^Name the exercise, as in `npm run hint 4`\.$/,
+      'hint 3': /^Exercise 3 has five faults: name one, as in `npm run hint 3 a`\.$/,
+      'hint 4 --watch': /^`npm run hint` has no option --watch\./,
+      'exercise 4 --foo': /^`npm run exercise` has no option --foo\. The only option is --watch/,
+      'exercise --watch': /^Name the exercise, as in `npm run exercise 4`\.$/,
+      'exercise 1 --watch': /^Exercise 1 is done by hand/,
+      'reset foo': /^`npm run reset` stands alone/,
+    };
+    for (const [line, sentence] of Object.entries(sentences)) {
+      const [command = '', ...args] = line.split(' ');
+      const { code, text } = await run(command, ...args);
+      assert.equal(code, 2);
+      assert.match(text, sentence);
+    }
+  });
+
+  test('a file that is not there, or exports nothing, gets a sentence', async (t) => {
+    const { folder, file, run } = await startWorkshop(t);
+    await run('exercise', '6');
+    const client = join(folder, CLIENT_FILE);
+    await writeFile(client, CLIENT_START.replace('export ', ''));
+    assert.match((await run('exercise', '6')).text, /my-client\.ts must export a function connect/);
+    await rm(file);
+    assert.match(
+      (await run('exercise', '4')).text,
+      /Not yet: server\.ts is not there: `npm run reset` brings it back\./,
+    );
   });
 
   test('hints come one after the other, and begin again after the last', async (t) => {
@@ -7520,7 +8086,7 @@ function testCommands() {
     assert.match((await run('hint', '3', 'a')).text, /Hint 1 of/);
   });
 
-  test('a fault is put in place, shown, and checked', async (t) => {
+  test('a fault is put in place and shown, and the attempt is kept', async (t) => {
     const { folder, file, run } = await startWorkshop(t);
     const original = await readFile(file, 'utf8');
     await run('exercise');
@@ -7534,9 +8100,14 @@ function testCommands() {
     assert.match(first.text, /Server's log: .*Already connected to a transport/);
     assert.equal(await readFile(file, 'utf8'), changeAll(original, FAULTS['d']?.changes ?? {}));
     assert.match(await readFile(join(folder, 'attempt-1.ts'), 'utf8'), /My own/);
-    const second = await run('exercise', '3', 'e');
+  });
+
+  test('a fault is put in place, shown, and checked', async (t) => {
+    const { file, run } = await startWorkshop(t);
+    const original = await readFile(file, 'utf8');
+    const first = await run('exercise', '3', 'e');
     assert.match(
-      second.text,
+      first.text,
       /Client \d, idle for a minute behind a proxy: SSE error: .*terminated/,
     );
     await writeFile(file, original);
@@ -7558,7 +8129,7 @@ function testCommands() {
     }
     assert.match((await run('reset')).text, /nothing to put back/);
     await rm(file);
-    await run('reset');
+    assert.match((await run('reset')).text, /server\.ts is back/);
     assert.equal(await readFile(file, 'utf8'), original);
   });
 
@@ -7599,13 +8170,15 @@ function testCommands() {
     const isWatching = once(printing, 'Watching');
     const watching = run('exercise', '4', '--watch');
     await isWatching;
+    await run('hint', '5');
     await writeFile(file, applyDiff(original, solutions['4'] ?? ''));
     const { code, text } = await watching;
     assert.equal(code, 0);
     assert.match(
       text,
-      /✘ Not yet: server\.ts does not compile: line \d+: Type 'string' is not .*Watching server\.ts.*✔ Exercise 4 is done/s,
+      /✘ Not yet: server\.ts does not pass the type check: line \d+: Type 'string' is not .*Watching server\.ts.*✔ Exercise 4 is done/s,
     );
+    assert.match((await run('hint', '5')).text, /^Hint 2/);
   });
 
   test('npm run exercise and reset work where server.ts is broken', async (t) => {
@@ -7623,7 +8196,7 @@ function testCommands() {
     assert.equal(exercise.code, 1);
     assert.match(
       exercise.text,
-      /^✘ Not yet: server\.ts does not compile: line 1: .*\n.*npm run hint 4$/,
+      /^✘ Not yet: server\.ts does not pass the type check: line 1: .*\n.*npm run hint 4$/,
     );
     assert.match((await runScript('reset')).text, /server\.ts is as it was/);
   });
@@ -7633,7 +8206,7 @@ function testCommands() {
 describe(
   'The exercises: checks and commands',
   () => {
-    void nodeDescribe('what the checks accept and refuse', { concurrency: 24 }, testChecks);
+    void nodeDescribe('what the checks accept and refuse', { concurrency: 40 }, testChecks);
     void nodeDescribe('the commands', { concurrency: 6 }, testCommands);
   },
   { concurrency: 2 },
