@@ -6866,7 +6866,7 @@ const VARIANTS: Record<string, Variants> = {
       {
         what: 'the transport is closed 45 s later',
         changes: { [GET_CLOSED]: '    setTimeout(() => transport.close(), 45_000).unref();\n' },
-        says: /must not end the stream of an idle client|hooks must have counted|must be taken/,
+        says: /must not end the stream of an idle client|hooks must have counted|must be accepted/,
       },
       {
         what: 'nothing removes it',
@@ -7047,7 +7047,7 @@ const VARIANTS: Record<string, Variants> = {
 function sendKeepAlive(transport: SSEServerTransport, res: ServerResponse) {
 ${NO_COMMENT.split('/**')[0]}`]: '',
         },
-        says: /outlive a proxy .*4 comments|must be taken|own stream/,
+        says: /outlive a proxy .*4 comments|must be accepted|own stream/,
       },
       {
         what: 'a timer that outlives its session',
