@@ -3678,7 +3678,8 @@ describeDoctor('Messages and time', () => {
       });
       return open(req, res);
     });
-    const { told } = await expectFindings(`${url}/sse`, ['reply-lost'], HURRIED);
+    const limits = { endpointLimit: 1_000, replyLimit: 1_000, refusalLimit: 1_000 };
+    const { told } = await expectFindings(`${url}/sse`, ['reply-lost'], limits);
     assert.match(told, /while a stream is open, the server answers nothing else/);
   });
 
@@ -4114,7 +4115,7 @@ describeDoctor('The faults of the workshop in server.ts', () => {
 describe('The doctor', () => {
   // The last one takes longest, so it begins first.
   for (const suite of doctorSuites.toReversed()) suite();
-}, { concurrency: 2 });
+}, { concurrency: 3 });
 
 // ==== From here on, delete what you do not need: the tool and its firewall ====================
 
