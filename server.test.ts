@@ -2846,7 +2846,7 @@ const SHORT = {
 };
 
 /** For a server whose fault it is to be silent. */
-const HURRIED = { endpointLimit: 300, replyLimit: 400, refusalLimit: 300 };
+const HURRIED = { endpointLimit: 800, replyLimit: 1_000, refusalLimit: 800 };
 
 type Handler = (req: http.IncomingMessage, res: http.ServerResponse) => unknown;
 
@@ -3510,7 +3510,8 @@ describeDoctor('The endpoint and the session', () => {
       await open(req, res);
       res.end();
     }, sdkPost(transports)));
-    await expectFindings(`${url}/sse`, ['removed-early']);
+    // On a busy machine, some time goes by before the doctor sees that the stream has ended.
+    await expectFindings(`${url}/sse`, ['removed-early'], { pause: 400 });
   });
 
   test('several-processes: a strict round robin of two, three and eight', async (t) => {
@@ -3678,8 +3679,7 @@ describeDoctor('Messages and time', () => {
       });
       return open(req, res);
     });
-    const limits = { endpointLimit: 1_000, replyLimit: 1_000, refusalLimit: 1_000 };
-    const { told } = await expectFindings(`${url}/sse`, ['reply-lost'], limits);
+    const { told } = await expectFindings(`${url}/sse`, ['reply-lost'], HURRIED);
     assert.match(told, /while a stream is open, the server answers nothing else/);
   });
 
@@ -4115,7 +4115,7 @@ describeDoctor('The faults of the workshop in server.ts', () => {
 describe('The doctor', () => {
   // The last one takes longest, so it begins first.
   for (const suite of doctorSuites.toReversed()) suite();
-}, { concurrency: 3 });
+}, { concurrency: 2 });
 
 // ==== From here on, delete what you do not need: the tool and its firewall ====================
 
