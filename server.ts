@@ -524,7 +524,7 @@ async function post(firewall: Firewall, call: URLSearchParams, signal: AbortSign
     const { message, code = '' } = error as NodeJS.ErrnoException;
     // undici says this when it could not fetch the rest of a reply that broke off.
     const reason = code === 'UND_ERR_REQ_RETRY' ? 'the reply was cut off' : message || code;
-    throw failure(firewall.name, reason, hintFor(code));
+    throw failure(firewall.name, reason, hintFor(String(code))); // An abort's code is a number.
   } finally {
     clearTimeout(timer);
   }
