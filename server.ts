@@ -23,16 +23,14 @@ import type { AddressInfo } from 'node:net';
 import { parseEnv } from 'node:util';
 import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js';
 import { SSEServerTransport } from '@modelcontextprotocol/sdk/server/sse.js';
-import { AjvJsonSchemaValidator } from '@modelcontextprotocol/sdk/validation/ajv';
 import * as z from 'zod';
 
-// These two are for the firewall alone.
+// What only the tool and its firewall need.
+import { AjvJsonSchemaValidator } from '@modelcontextprotocol/sdk/validation/ajv';
 import { XMLParser } from 'fast-xml-parser';
 import { Pool } from 'undici';
 
 // ---- Sessions --------------------------------------------------------------------------------
-
-const MAX_MESSAGE_BYTES = 1024 * 1024;
 
 /**
  * Makes the HTTP server, which serves once its `listen()` is called.
@@ -47,7 +45,7 @@ export function createMcpHttpServer(options: McpHttpServerOptions) {
   const messagesPath = withoutSlash(options.messagesPath ?? '/messages');
   const usage = `use GET ${ssePath} or POST ${messagesPath}`;
   const transports = new Map<string, SSEServerTransport>();
-  const sessions = new Set<Promise<void>>();
+  const running = new Set<Promise<void>>();
 
   /** The whole life of a session: it begins and ends with its stream, which is the response. */
   async function runSession(req: IncomingMessage, res: ServerResponse) {
@@ -55,6 +53,8 @@ export function createMcpHttpServer(options: McpHttpServerOptions) {
     const { sessionId } = transport;
     // Stored before connect() sends the id: the client may post as soon as it has read it.
     transports.set(sessionId, transport);
+    const session = { id: sessionId, address: req.socket.remoteAddress, startedAt: new Date() };
+    // Clients skip a comment, but they and proxies give up on a stream that stays silent.
     const keepAlive = setInterval(() => res.write(': keep-alive\n\n'), keepAliveMs);
     const ended = new Promise<void>((resolve) => {
       // The SDK calls this whichever side ends the stream, and after close() a second time.
@@ -65,12 +65,12 @@ export function createMcpHttpServer(options: McpHttpServerOptions) {
       };
     });
     try {
+      // Each session has a server of its own, because an McpServer takes only one transport.
       await getServer().connect(transport);
     } catch (error) {
       await transport.close(); // The stream may have begun, and no server would answer on it.
       throw error;
     }
-    const session = { id: sessionId, address: req.socket.remoteAddress, startedAt: new Date() };
     await callHook('onSessionStart', session);
     await ended;
     await callHook('onSessionEnd', session);
@@ -85,15 +85,15 @@ export function createMcpHttpServer(options: McpHttpServerOptions) {
   }
 
   async function openSession(req: IncomingMessage, res: ServerResponse) {
-    // A pipelined request waits for its socket. Until then, nothing would end its session.
+    // Node gives a pipelined request its socket in its turn. Until then, nothing ends a session.
     if (!res.socket) await once(res, 'socket');
     if (transports.size >= maxSessions) {
       return reply(res, 503, `All ${maxSessions} sessions are in use: try again later`);
     }
     res.setHeader('X-Accel-Buffering', 'no'); // Otherwise nginx holds the events back.
-    const session = runSession(req, res);
-    sessions.add(session);
-    await session.finally(() => sessions.delete(session));
+    const run = runSession(req, res);
+    running.add(run);
+    await run.finally(() => running.delete(run));
   }
 
   async function postMessage(req: IncomingMessage, res: ServerResponse, sessionId: string | null) {
@@ -111,11 +111,10 @@ export function createMcpHttpServer(options: McpHttpServerOptions) {
   async function handleRequest(req: IncomingMessage, res: ServerResponse) {
     try {
       if (isForeign(req, allowedHosts)) {
-        return reply(res, 403, 'Host or Origin not allowed: add its name to the allowed hosts');
+        return reply(res, 403, 'Host, Origin or site not allowed: use an allowed host');
       }
-      const { url = '' } = req;
-      // A target may also be a whole URL (RFC 9112, section 3.2.2), but `//` is no path of a URL.
-      const target = new URL(url.replace(/^\/+/, '/'), 'http://localhost');
+      // A target may be a whole URL (RFC 9112, section 3.2.2). Leading slashes would name a host.
+      const target = new URL(String(req.url).replace(/^[/\\]+/, '/'), 'http://localhost');
       const path = withoutSlash(target.pathname);
       if (path !== ssePath && path !== messagesPath) return reply(res, 404, `Not found: ${usage}`);
       if (token && !isAuthorized(req, token)) {
@@ -138,18 +137,18 @@ export function createMcpHttpServer(options: McpHttpServerOptions) {
   async function shutdown() {
     const closed = new Promise((resolve) => server.close(resolve));
     for (const transport of transports.values()) await transport.close();
-    setTimeout(() => server.closeAllConnections(), 500).unref();
-    // A request that was under way may still have opened a session, so the sessions come last.
+    setTimeout(() => server.closeAllConnections(), 500).unref(); // For clients that go on.
+    // A request that was under way may still open a session, so the sessions come last.
     await closed;
-    await Promise.allSettled(sessions);
+    await Promise.allSettled(running);
   }
 
   const server = createServer(
-    // Load balancers keep connections for 60 s, and must be the first to close them.
+    // AWS's load balancers keep a connection for 60 s, and must be the first to close it.
     { requestTimeout: 30_000, connectionsCheckingInterval: 1000, keepAliveTimeout: 65_000 },
     (req, res) => void handleRequest(req, res),
   );
-  server.timeout = 60_000; // It ends the connection of a client that has stopped reading.
+  server.timeout = 60_000; // Ends a connection on which nothing moves: its client reads no more.
   return { server, shutdown };
 }
 
@@ -157,13 +156,14 @@ export function createMcpHttpServer(options: McpHttpServerOptions) {
 export interface Session {
   /** The id that the SDK made. Whoever knows it can post into the session: never log all of it. */
   id: string;
+  /** The address of the client, or of the proxy before it; undefined if it has already left. */
   address: string | undefined;
   startedAt: Date;
 }
 
-/** What to call when a session starts and when it ends. A hook that fails is logged. */
+/** Functions that are called when a session starts and ends. A failure is only logged. */
 export interface SessionHooks {
-  /** Called once the stream is open and its `endpoint` event has been sent. */
+  /** Called when the stream is open and its `endpoint` event has been sent. */
   onSessionStart?(session: Session): void | Promise<void>;
   /** Called once for each start, after the promise of `onSessionStart` has settled. */
   onSessionEnd?(session: Session): void | Promise<void>;
@@ -175,13 +175,13 @@ export interface McpHttpServerOptions {
   hooks?: SessionHooks;
   /** The path of the stream, by default `/sse`. A trailing slash makes no difference. */
   ssePath?: string;
-  /** The path to post to, by default `/messages`. Behind a proxy it includes the public prefix. */
+  /** The path to post to as clients see it, by default `/messages`. It differs from `ssePath`. */
   messagesPath?: string;
-  /** The host names in lower case, besides loopback's, that `Host` and `Origin` may have. */
+  /** The names that `Host` and `Origin` may have besides loopback's: in lower case, no ports. */
   allowedHosts?: string[];
-  /** If given, each request must carry it, as `Authorization: Bearer <token>`. */
+  /** Unless empty, each request must carry it, as `Authorization: Bearer <token>`. */
   token?: string | undefined;
-  /** Milliseconds between two comments on a stream, by default 15,000. */
+  /** Milliseconds between two comments on a stream, by default 15,000; well below 60,000. */
   keepAliveMs?: number;
   /** How many sessions may be open at the same time, by default 10,000. */
   maxSessions?: number;
@@ -189,9 +189,10 @@ export interface McpHttpServerOptions {
 
 // ---- HTTP ------------------------------------------------------------------------------------
 
+const MAX_MESSAGE_BYTES = 1024 * 1024; // The SDK stops a message of unknown length at 4 MB.
 const LOOPBACK = /^(localhost|\[?::1\]?|127(\.\d+){3})$/;
 
-/** Whether a web page may have sent the request: one of another site, or by DNS rebinding. */
+/** Whether a web page of another site may have sent this, be it by DNS rebinding (`Host`). */
 function isForeign({ headers }: IncomingMessage, allowedHosts: string[]) {
   if (headers['sec-fetch-site'] === 'cross-site') return true;
   return [`http://${headers.host}`, headers.origin ?? 'http://localhost'].some((origin) => {
@@ -226,7 +227,7 @@ const SAMPLE = {
   note: 'Sample data: to ask a real firewall, set PANOS_HOSTNAME and PANOS_API_KEY.',
 };
 
-// One validator serves all sessions. With one of its own, each session takes 20 KB more.
+// Shared, because one of its own costs each session 20 KB. It keeps each schema that it is given.
 const jsonSchemaValidator = new AjvJsonSchemaValidator();
 // Clients that ask a person for each argument send an empty string if the person gives none.
 const serialSchema = z.string().regex(/^[\da-zA-Z]{0,32}$/, 'must be a serial number');
@@ -256,7 +257,7 @@ async function askSystemInfo(firewall: Firewall, signal: AbortSignal, target?: s
   const cmd = '<show><system><info></info></system></show>';
   const result = await firewall.ask({ type: 'op', cmd, ...(target && { target }) }, signal);
   const { data } = resultSchema.safeParse(result);
-  if (!data) throw new Error(`${firewall.host} sent no system information: ${ANSWER_HINT}.`);
+  if (!data) throw firewall.failure('no system information in the reply', ANSWER_HINT);
   return data.system;
 }
 
@@ -317,7 +318,7 @@ export function connectFirewall(settings: z.infer<typeof firewallSettings>) {
     const form = new URLSearchParams(call).toString();
     const send = () => pool.request({ path: '/api/', method: 'POST', headers, body: form, signal });
     const { statusCode, body } = await send().catch((error) => {
-      // A device may drop a kept-alive connection just now. A call that only reads may be repeated.
+      // A device may close an idle connection just as a call is sent. Repeat only what reads.
       if (['ECONNRESET', 'EPIPE', 'UND_ERR_SOCKET'].includes(error.code)) return send();
       throw error;
     });
@@ -333,7 +334,7 @@ export function connectFirewall(settings: z.infer<typeof firewallSettings>) {
     return new Error(`Asking ${host} failed (${shown}): ${hint}.`);
   }
 
-  return { host, ask };
+  return { host, ask, failure };
 }
 
 const parser = new XMLParser({
@@ -366,11 +367,11 @@ function textOf(node: unknown): string {
 // ---- Settings --------------------------------------------------------------------------------
 
 const pathSchema = z.string().regex(/^(\/[\w~-][\w.~-]*)+$/, 'must be a path such as /mcp/sse');
-const hostsSchema = z.string().regex(/^[\w.-]+( *, *[\w.-]+)*$/, 'must be names with commas');
+const hostsSchema = z.string().regex(/^[\w.-]+( *, *[\w.-]+)*$/, 'must be host names, no ports');
 const settingsSchema = z
   .object({
     HOST: z.string().default('127.0.0.1'),
-    PORT: z.coerce.number().int().min(0).max(65535).default(3000),
+    PORT: z.coerce.number().min(0).max(65535).default(3000),
     SSE_PATH: pathSchema.default('/sse'),
     MESSAGES_PATH: pathSchema.default('/messages'),
     ALLOWED_HOSTS: hostsSchema.transform((list) => list.toLowerCase().split(/ *, */)).default([]),
@@ -388,14 +389,14 @@ const settingsSchema = z
 export function readSettings(env: NodeJS.ProcessEnv) {
   const given = Object.entries(env).filter(([, value]) => value?.trim());
   const { data, error } = settingsSchema.safeParse(Object.fromEntries(given));
-  if (error) throw new Error(z.prettifyError(error)); // It names no value, which may be a secret.
+  if (error) throw new Error(z.prettifyError(error)); // Shows no value: some are secrets.
   return data;
 }
 
 /** Reads `.env` in the working directory, if there is one. */
 function readEnvFile() {
   if (!existsSync('.env')) return {};
-  // Blanks at the end of a line make parseEnv() lose the next line (nodejs/node#56686).
+  // Some blanks before a line's end make parseEnv() lose the next setting (nodejs/node#56686).
   return parseEnv(readFileSync('.env', 'utf8').replace(/\s+$/gm, ''));
 }
 
@@ -422,7 +423,7 @@ export async function main() {
       hooks: logHooks,
       ssePath: settings.SSE_PATH,
       messagesPath: settings.MESSAGES_PATH,
-      allowedHosts: settings.ALLOWED_HOSTS,
+      allowedHosts: [...settings.ALLOWED_HOSTS, settings.HOST],
       token: settings.MCP_TOKEN,
     });
     server.listen(settings.PORT, settings.HOST);
@@ -430,7 +431,7 @@ export async function main() {
     console.log(`Firewall: ${firewall?.host ?? 'none, so the tool answers with sample data'}`);
     logStart(settings, server.address() as AddressInfo);
     await stopSignal();
-    setTimeout(() => process.exit(), 5_000);
+    setTimeout(() => process.exit(), 5_000); // A hook may hang.
     await shutdown();
     process.exit();
   } catch (error) {
@@ -457,7 +458,7 @@ function logStart(settings: ReturnType<typeof readSettings>, { port }: AddressIn
 }
 
 const startedFile = process.argv[1] ?? '';
-// Node's own resolver knows that `node .` means this file, too.
+// Whoever imports this file must not start it. Node's resolver knows what `node .` starts.
 if (existsSync(startedFile)) {
   const { resolve } = createRequire(import.meta.url);
   if (resolve(startedFile) === import.meta.filename) await main();
