@@ -9,22 +9,29 @@
  * `npm test` runs everything; with `-- --test-name-pattern=Sessions` it runs one suite.
  */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { exec, execFile, spawn } from 'node:child_process';
+import { randomInt, randomUUID } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import http from 'node:http';
 import https from 'node:https';
 import net, { type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { dirname } from 'node:path/posix';
 import { text } from 'node:stream/consumers';
 import * as nodeTest from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { isDeepStrictEqual, parseArgs, promisify } from 'node:util';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
 import { SSEClientTransport } from '@modelcontextprotocol/sdk/client/sse.js';
+import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
 import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js';
+import { SSEServerTransport } from '@modelcontextprotocol/sdk/server/sse.js';
+import { createParser, type EventSourceMessage } from 'eventsource-parser';
 import { request } from 'undici';
 import type { McpHttpServerOptions, Session } from './server.ts';
 
@@ -55,16 +62,20 @@ before(() => {
   );
 });
 
-/** Asks until there is an answer, and fails with the question after 20 s. */
+/** How long to wait for something that must happen, in milliseconds. */
+const PATIENCE = Number(process.env['PATIENCE_MS'] ?? 20_000);
+
+/** Asks until there is an answer, and fails with `what` when the time is over. */
 async function until<T>(
   check: () => T,
-  what = () => String(check),
+  what = () => `This did not come true: ${check}`,
+  patience = PATIENCE,
 ): Promise<NonNullable<Awaited<T>>> {
-  const deadline = Date.now() + 20_000;
+  const deadline = Date.now() + patience;
   for (;;) {
     const answer = await check();
     if (answer) return answer;
-    assert.ok(Date.now() < deadline, `This did not come true within 20 s: ${what()}`);
+    assert.ok(Date.now() < deadline, what());
     await sleep(5);
   }
 }
@@ -76,11 +87,15 @@ async function startServer(options: Partial<McpHttpServerOptions> = {}) {
     onSessionStart: ({ id, address }: Session) => void events.push(`start ${id} ${address}`),
     onSessionEnd: ({ id }: Session) => void events.push(`end ${id}`),
   };
-  const { server, shutdown } = createMcpHttpServer({
-    getServer: () => createTestServer(),
-    hooks,
-    ...options,
-  });
+  const getServer = () => createTestServer();
+  return {
+    events,
+    ...(await startListening(createMcpHttpServer({ getServer, hooks, ...options }))),
+  };
+}
+
+/** Lets a server listen on a free port, until the tests end. */
+async function startListening({ server, shutdown }: ReturnType<typeof createMcpHttpServer>) {
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
   cleanups.push(() => {
@@ -88,7 +103,7 @@ async function startServer(options: Partial<McpHttpServerOptions> = {}) {
     return shutdown();
   });
   const { port } = server.address() as AddressInfo;
-  return { server, shutdown, events, url: `http://127.0.0.1:${port}` };
+  return { server, shutdown, url: `http://127.0.0.1:${port}` };
 }
 
 /** A server with one tool. Its connect() waits for `then`, after the SDK's has sent the id. */
@@ -104,7 +119,7 @@ function createTestServer(then: () => unknown = ignore) {
 }
 
 /** The SDK's own client. */
-async function connectClient(url: string, headers = {}) {
+async function connectClient(url: string, headers: Record<string, string> = {}) {
   const client = new Client({ name: 'test', version: '1.0.0' });
   await client.connect(new SSEClientTransport(new URL('/sse', url), { requestInit: { headers } }));
   cleanups.push(() => client.close());
@@ -126,33 +141,33 @@ function send(url: string, bytes: string) {
   return answer;
 }
 
-const get = (path: string) => `GET ${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`;
+const get = (path: string, more = '') => `GET ${path} HTTP/1.1\r\nHost: localhost\r\n${more}\r\n`;
 const ping = (id: number) => ({ jsonrpc: '2.0', id, method: 'ping' });
 
-function post(url: string, message: unknown) {
-  const headers = { 'content-type': 'application/json' };
+function post(url: string, message: unknown, more = {}) {
+  const headers = { 'content-type': 'application/json', ...more };
   return fetch(url, { method: 'POST', headers, body: JSON.stringify(message) });
 }
 
 /** Opens a stream, and waits for the event that says where to POST. */
-async function openStream(url: string, path = '/sse') {
-  const stream = send(url, get(path));
+async function openStream(url: string, path = '/sse', more = '') {
+  const stream = send(url, get(path, more));
   const [, endpoint = ''] = await until(() => {
     assert.doesNotMatch(stream.text, /^HTTP\/1.1 [^2]/);
     return /^data: (.*)$/m.exec(stream.text);
   });
   return Object.assign(stream, {
     endpoint: url + endpoint,
-    post: (id: number) => post(url + endpoint, ping(id)),
+    post: (id: number, more = {}) => post(url + endpoint, ping(id), more),
     replyTo: (id: number) =>
       until(() => stream.text.includes(`{"result":{},"jsonrpc":"2.0","id":${id}}`)),
   });
 }
 
-/** Starts server.ts as `npm start` does, in a folder of its own, and collects what it prints. */
-async function runServer(env: Record<string, string>, files: Record<string, string> = {}) {
-  const folder = await mkdtemp(join(tmpdir(), 'server-'));
-  for (const [name, text] of Object.entries(files)) await writeFile(join(folder, name), text);
+/** Starts server.ts as `npm start` does, but in another folder, and collects what it prints. */
+async function runServer(env: Record<string, string>, envFile?: string) {
+  const folder = envFile ? await mkdtemp(join(tmpdir(), 'server-')) : tmpdir();
+  if (envFile) await writeFile(join(folder, '.env'), envFile);
   // The child ends with this process, even if that is killed: its standard input ends then.
   const endWithParent =
     'data:text/javascript,process.stdin.on("end",()=>process.exit()).resume().unref()';
@@ -161,7 +176,8 @@ async function runServer(env: Record<string, string>, files: Record<string, stri
     cwd: folder,
     env: { PATH: process.env['PATH'], ...env },
   });
-  cleanups.push(() => child.kill('SIGKILL') && rm(folder, { recursive: true }));
+  cleanups.push(() => child.kill('SIGKILL'));
+  if (envFile) cleanups.push(() => rm(folder, { recursive: true }));
   const run = { child, text: '', exit: once(child, 'close') };
   for (const output of [child.stdout, child.stderr]) {
     output.setEncoding('utf8').on('data', (chunk) => {
@@ -175,7 +191,7 @@ async function runServer(env: Record<string, string>, files: Record<string, stri
       assert.ok(found ?? child.exitCode === null, `It ended without ${pattern}: ${run.text}`);
       return found;
     };
-    return until(find, () => `${pattern} in ${run.text}`);
+    return until(find, () => `There is no ${pattern} in this: ${run.text}`);
   };
   return Object.assign(run, { line });
 }
@@ -525,7 +541,7 @@ describe('Start', { concurrency: true }, () => {
   test('the start says how to reach it, .env counts, and a signal ends it once', async () => {
     const env = 'HOST=:: \n  \nMCP_TOKEN=t0ken\r\nSSE_PATH=/from-file\nALLOWED_HOSTS=a.example';
     const paths = { SSE_PATH: '/events', MESSAGES_PATH: '/post' };
-    const run = await runServer({ ...START, ...paths }, { '.env': env });
+    const run = await runServer({ ...START, ...paths }, env);
     const [, url = ''] = await run.line(/^MCP over HTTP\+SSE: GET (\S+)\/events, POST \1\/post$/m);
     assert.match(url, /^http:\/\/localhost:\d+$/);
     await run.line(/^Token: required$/m);
@@ -644,9 +660,8 @@ describe('The tool and its firewall', { concurrency: true }, () => {
     const forms = calls.map(({ body }) => Object.fromEntries(new URLSearchParams(body)));
     assert.deepEqual(forms, [form, form, { ...form, target: '007951000000013' }]);
     const { method, url, headers } = calls[0]!.req;
-    assert.equal(`${method} ${url}`, 'POST /api/');
-    assert.equal(headers['content-type'], 'application/x-www-form-urlencoded');
-    assert.equal(headers['x-pan-key'], API_KEY);
+    const sent = [method, url, headers['content-type'], headers['x-pan-key']];
+    assert.deepEqual(sent, ['POST', '/api/', 'application/x-www-form-urlencoded', API_KEY]);
     assert.match(String(await ask(client, 'a b')), /must be a serial number/);
   });
 
@@ -716,26 +731,19 @@ describe('The tool and its firewall', { concurrency: true }, () => {
     });
   }
 
-  test('a connection that is lost before the reply is tried once more', async () => {
+  test('a lost connection is tried once more, unless the reply has begun', async () => {
     const { calls, env } = await startFirewall((res) => {
-      if (calls.length === 1 || calls.length === 3) res.end(success('<a>1</a>'));
-      else res.destroy();
+      const call = calls.length;
+      if (call === 1 || call === 3) res.end(success('<a>1</a>'));
+      else if (call < 6) res.destroy();
+      else res.writeHead(200, { 'content-length': 99 }).write('<a>', () => res.destroy());
     });
     const { client } = await connectTool(env);
     assert.deepEqual(await ask(client), { a: '1' });
     assert.deepEqual(await ask(client), { a: '1' });
-    assert.equal(calls[0]?.req.socket, calls[1]?.req.socket);
     assert.match(String(await ask(client)), /\(other side closed\): check PANOS_HOSTNAME/);
-    assert.equal(calls.length, 5);
-  });
-
-  test('a reply that is cut off is told as that', async () => {
-    const { calls, env } = await startFirewall((res) => {
-      res.writeHead(200, { 'content-length': 1000 }).write('<response', () => res.destroy());
-    });
-    const { client } = await connectTool(env);
     assert.match(String(await ask(client)), /\(the reply broke off: .*\): check PANOS_HOSTNAME/);
-    assert.equal(calls.length, 1);
+    assert.equal(calls.length, 6);
   });
 
   test('a certificate that is not accepted is an error, unless its check is switched off', async () => {
@@ -793,13 +801,1561 @@ describe('The tool and its firewall', { concurrency: true }, () => {
   });
 
   test('the settings of the firewall are checked', () => {
-    const env = { ...START, PANOS_HOSTNAME: 'fw.example', PANOS_API_KEY: API_KEY };
-    const faults: [change: Record<string, string>, fault: RegExp][] = [
-      [{ PANOS_API_KEY: '' }, /PANOS_HOSTNAME and PANOS_API_KEY need each other/],
-      [{ PANOS_HOSTNAME: ' ' }, /PANOS_HOSTNAME and PANOS_API_KEY need each other/],
-      [{ PANOS_HOSTNAME: 'fw example' }, /must be like fw.example or .*\n.*at PANOS_HOSTNAME/],
-    ];
-    for (const [change, fault] of faults)
-      assert.throws(() => readSettings({ ...env, ...change }), fault);
+    const read = (env: Record<string, string>) => () => readSettings({ ...START, ...env });
+    assert.throws(read({ PANOS_HOSTNAME: 'fw.example' }), /PANOS_API_KEY need each other/);
+    assert.throws(read({ PANOS_HOSTNAME: 'f w' }), /must be like fw.example.*\n.*PANOS_HOSTNAME/);
+  });
+});
+
+// ==== Any MCP server over HTTP+SSE: the doctor ================================================
+
+/** These make nobody lose a session today. All other findings are problems. */
+const RISKS = [
+  'silent-stream',
+  'not-before-initialize',
+  'unknown-id-accepted',
+  'ended-id-accepted',
+  'any-host-accepted',
+];
+
+/** What the README says of a finding: what it means, what to do, and where more is said. */
+function adviceOn(name: string) {
+  const page = readFileSync(join(import.meta.dirname, 'README.md'), 'utf8');
+  const row = new RegExp(`^[ -]*(.*) \\(\`${name}\`\\)<br>\\*Yours:\\* (.*?)(<br>|$)`, 'm').exec(
+    page,
+  );
+  const [, means, cure] = row ?? [];
+  const heading = page
+    .slice(0, row?.index)
+    .match(/^### .*/gm)
+    ?.at(-1);
+  return `  ${name}: ${means}\n  What to do: ${cure}\n  README.md ${heading}`;
+}
+
+/** What a check throws when it finds something; the message is what was seen. */
+class Finding extends Error {
+  found: string;
+
+  constructor(found: string, seen: string) {
+    super(seen);
+    this.found = found;
+  }
+}
+
+/** Waiting times in milliseconds. */
+const LIMITS = {
+  /** For the head of a stream, for its `endpoint` event, and for the answer to a POST. */
+  answer: 5_000,
+  /** For the reply on the stream. */
+  reply: 10_000,
+  /** What "a moment later" means. */
+  pause: 1_000,
+  /** For the server to see that its streams are closed. */
+  settle: 100,
+  /** How long an open stream is watched. */
+  watch: 40_000,
+  /** A shorter watch says nothing about silence: many servers write once in 15 s. */
+  shortestSilence: 20_000,
+};
+
+type Options = Partial<typeof LIMITS> & { headers?: Record<string, string> };
+type Message = { jsonrpc?: string; id?: unknown; method?: string; result?: object; error?: object };
+type Visit = ReturnType<typeof newVisit>;
+
+/** What is known of the server that is looked at. */
+function newVisit(url: string, options: Options, print: (line: string) => void) {
+  const { headers = {}, ...limits } = options;
+  const secrets = Object.values(headers).join(' ').split(' ');
+  return {
+    url: new URL(url),
+    /** Where the last stream said to POST. */
+    endpoint: new URL(url),
+    headers,
+    print,
+    limits: { ...LIMITS, ...limits },
+    /** Tokens and session ids, and what is shown in their place. */
+    secrets: new Map(secrets.map((secret) => [secret, '***'])),
+    /** The streams of the check that is running. */
+    streams: [] as Exchange[],
+    /** Each reply, with the first stream that it came on. */
+    replies: new Map<unknown, Message & { stream: Exchange }>(),
+    hasStream: false,
+    takesMessages: false,
+    hasSession: false,
+    /** What a made-up id gets: this is how the server says that a session is unknown. */
+    unknown: undefined as Exchange | undefined,
+    otherOrigin: '',
+    /** What the path in the `endpoint` event lacks. */
+    prefix: '',
+    /** How long a new stream has to wait before its first POST. */
+    delay: 0,
+    silence: 0,
+    strangeName: '',
+    strangeData: '',
+  };
+}
+
+/** One request, its answer, and the stream if the answer is one. */
+class Exchange {
+  visit: Visit;
+  controller = new AbortController();
+  openedAt = Date.now();
+  /** Without an answer, the status is 0, and the code says why. */
+  status = 0;
+  code = '';
+  type = '';
+  text = '';
+  /** Where to POST; the stream's own URL until the first event has come. */
+  endpoint: URL;
+  /** The same with an id that nobody was given. */
+  madeUp: URL;
+  hasEndpoint = false;
+  lastByteAt = 0;
+  endedAt = 0;
+
+  constructor(visit: Visit, url: URL) {
+    this.visit = visit;
+    this.endpoint = url;
+    this.madeUp = url;
+  }
+}
+
+// ---- What a client needs of a server ---------------------------------------------------------
+
+/** Each check returns what it saw, or nothing where it does not apply, or throws a finding. */
+const CHECKS: Record<string, (visit: Visit) => Promise<string | void>> = {
+  async 'the stream opens'(visit) {
+    const { type } = await open(visit);
+    visit.hasStream = true;
+    return `GET ${visit.url.pathname} gets 200 ${type}`;
+  },
+
+  async 'its first event says where to POST'(visit) {
+    const { endpoint } = await open(visit);
+    const { url, otherOrigin } = visit;
+    if (otherOrigin === '') return endpoint.pathname + endpoint.search;
+    throw new Finding(
+      'other-origin',
+      `it names ${otherOrigin}, and the stream is at ${url.origin}`,
+    );
+  },
+
+  /** Looks for the endpoint below the folders of the stream's own path. */
+  async 'the path of the endpoint leads to the server'(visit) {
+    const tryBelow = async (prefix: string) => {
+      visit.prefix = prefix;
+      const stream = await open(visit);
+      await sleep(visit.limits.pause); // The session may be filed late.
+      return requestOn(stream, 'initialize');
+    };
+    visit.prefix = '';
+    const { endpoint } = await open(visit);
+    const folder = dirname(visit.url.pathname);
+    if (endpoint.pathname.startsWith(folder)) return;
+    const { answer, reply } = await tryBelow('');
+    if (reply) return;
+    for (let prefix = folder; prefix !== '/'; prefix = dirname(prefix)) {
+      const below = await tryBelow(prefix);
+      if (!below.reply) continue;
+      const seen = `${endpoint.pathname} gets ${told(answer)}, and below ${prefix}`;
+      throw new Finding('missing-prefix', `${seen} ${told(below.answer)}`);
+    }
+    visit.prefix = '';
+  },
+
+  async 'an unknown id is refused'(visit) {
+    const { endpoint, madeUp } = await open(visit);
+    if (endpoint.href === madeUp.href) return;
+    visit.unknown = await postTo(visit, madeUp, messageOf('ping'));
+    const seen = `a made-up one gets ${told(visit.unknown)}`;
+    if (isAccepted(visit.unknown)) throw new Finding('unknown-id-accepted', seen);
+    return seen;
+  },
+
+  /** Each stream gets a row of marks: + for a POST that was taken, - for one that was refused. */
+  async 'messages are taken, at once and later'(visit) {
+    const rows: string[] = [];
+    let refusal: Exchange | undefined;
+    let most = 5;
+    while (rows.length < (refusal ? 2 : 3)) {
+      const stream = await open(visit);
+      let row = '';
+      while (row.length < most) {
+        if (row.length === 3) await sleep(visit.limits.pause);
+        const method = row === '' ? 'initialize' : 'ping';
+        const answer = await postTo(visit, stream.endpoint, messageOf(method));
+        if (stream.endedAt) throw endOf(stream);
+        row += isTaken(answer) ? '+' : '-';
+        if (isTaken(answer)) continue;
+        refusal = answer;
+        // With a round robin of eight processes, one of nine POSTs reaches the right one.
+        most = answer.code === TIMEOUT ? 4 : 9;
+      }
+      rows.push(row);
+      await closeStreams(visit);
+    }
+    const seen = `on new streams, POSTs are taken (+) or refused (-): ${rows.join(' ')}`;
+    visit.takesMessages = true;
+    if (!refusal) return seen;
+    const name = nameOfRows(rows, refusal);
+    visit.takesMessages = name === 'filed-late';
+    visit.delay = visit.limits.pause;
+    throw new Finding(name, `${seen}, with ${told(refusal)}`);
+  },
+
+  async 'replies come on their own stream'(visit) {
+    if (!visit.takesMessages) return;
+    const stream = await startSession(visit);
+    await callOn(stream, 'tools/list');
+    await callOn(stream, 'ping');
+    visit.hasSession = true;
+    return 'initialize, tools/list and ping are answered';
+  },
+
+  async 'two sessions stay apart'(visit) {
+    if (!visit.hasSession) return;
+    const first = await startSession(visit);
+    try {
+      const second = await startSession(visit);
+      for (const stream of [first, second, first, second]) await callOn(stream, 'ping');
+      return 'each gets its own replies';
+    } catch (error) {
+      throw renamed('shared-server', 'with two sessions open', error);
+    }
+  },
+
+  async 'an ended id is refused'(visit) {
+    if (!visit.hasSession || (visit.unknown && isAccepted(visit.unknown))) return;
+    const { controller, endpoint } = await startSession(visit);
+    controller.abort();
+    await sleep(visit.limits.pause);
+    const answer = await postTo(visit, endpoint, messageOf('ping'));
+    const seen = `after the end of its stream, it gets ${told(answer)}`;
+    if (isAccepted(answer)) throw new Finding('ended-id-accepted', seen);
+    return seen;
+  },
+
+  async 'a client may go on without initialize'(visit) {
+    if (!visit.hasSession) return;
+    const stream = await open(visit);
+    await sleep(visit.delay);
+    const { answer, reply } = await requestOn(stream, 'tools/list');
+    if (reply?.result) return 'tools/list is answered';
+    const { result } = await callOn(await startSession(visit), 'tools/list');
+    if (!result) return;
+    const refusal = JSON.stringify(reply?.error ?? told(answer));
+    throw new Finding('not-before-initialize', `tools/list gets ${refusal}`);
+  },
+
+  /** A web page can make its own name lead to 127.0.0.1, and then the browser sends that name. */
+  async 'a foreign Host is refused'({ url, headers, limits }) {
+    if (!/^http:\/\/(localhost|127\.[\d.]+|\[::1\])[:/]/.test(url.href)) return;
+    // fetch() sends the URL's own Host, whatever it is told.
+    const signal = AbortSignal.timeout(limits.answer);
+    const foreign = { headers: { ...headers, host: 'rebinding.example' }, signal, agent: false };
+    const outgoing = http.get(url, foreign);
+    const [response] = await once(outgoing, 'response').catch(() => []);
+    outgoing.destroy();
+    const seen = `GET gets ${response?.statusCode ?? 'no answer'}`;
+    if (response?.statusCode === 200) throw new Finding('any-host-accepted', seen);
+    return seen;
+  },
+
+  async 'the stream stays open'(visit) {
+    const stream = await (visit.hasSession ? startSession(visit) : open(visit));
+    const { watch } = visit.limits;
+    visit.print(`… an open stream is watched for ${seconds(watch)}`);
+    const start = Date.now();
+    await waitFor(() => stream.endedAt, watch);
+    if (stream.endedAt) throw endOf(stream);
+    visit.silence = Date.now() - Math.max(start, stream.lastByteAt);
+    if (visit.hasSession) await callOn(stream, 'ping');
+    return `for ${seconds(watch)}`;
+  },
+
+  async 'a byte comes within the watch'({ silence, limits }) {
+    const { watch, shortestSilence } = limits;
+    if (silence === 0) return;
+    if (silence < 0.9 * watch) return 'it is kept alive';
+    if (watch < shortestSilence) return;
+    throw new Finding('silent-stream', `none came for ${seconds(watch)}`);
+  },
+
+  async 'events have the names that clients know'({ strangeName }) {
+    if (strangeName !== '') throw new Finding('wrong-event-name', strangeName);
+    return 'endpoint and message';
+  },
+
+  async 'each message event is JSON-RPC'({ strangeData }) {
+    if (strangeData !== '') throw new Finding('heartbeat-as-data', strangeData);
+    return 'as far as there was one';
+  },
+
+  async 'a bad message is survived'(visit) {
+    if (!visit.hasSession) return;
+    const stream = await startSession(visit);
+    for (const [what, body, type] of BAD_MESSAGES) {
+      const answer = await postTo(visit, stream.endpoint, body, type);
+      try {
+        await callOn(stream, 'ping');
+      } catch (error) {
+        throw renamed('killed-by-bad-message', `after ${what} (${told(answer)})`, error);
+      }
+    }
+    return BAD_MESSAGES.map(([what]) => what).join(', ');
+  },
+};
+
+function nameOfRows(rows: string[], refusal: Exchange) {
+  if (rows.every((row) => /^-+$/.test(row))) return nameOfRefusal(refusal);
+  if (rows.every((row) => /^-*\++$/.test(row))) return 'filed-late';
+  if (rows.every((row) => /^\++-+$/.test(row))) return 'removed-early';
+  return 'several-processes';
+}
+
+const BODY_IS_READ = /stream is not readable|encoding should not be set|\[object Object\]/;
+
+function nameOfRefusal(refusal: Exchange) {
+  const { visit, status, text } = refusal;
+  if (BODY_IS_READ.test(text)) return 'body-already-read';
+  const isOfSession = /session|transport|undefined|null|None|KeyError/i.test(text);
+  if (status < 500 && !isOfSession && BY_STATUS[status]) return BY_STATUS[status];
+  // The doctor posts to the URL's own origin only, and messages may be taken elsewhere.
+  if (visit.otherOrigin) return 'other-origin';
+  // A server that fails at every POST says nothing of its sessions.
+  const isFailure = status >= 500 && !isOfSession;
+  return isFailure || !isUnknown(refusal) ? 'reply-lost' : 'id-not-filed';
+}
+
+const JSON_TYPE = 'application/json';
+const BAD_MESSAGES = [
+  ['text that is not JSON', 'This is not JSON.', JSON_TYPE],
+  ['JSON that is no message', '{}', JSON_TYPE],
+  ['another content type', '{"jsonrpc":"2.0","id":0,"method":"ping"}', 'text/plain'],
+] as const;
+
+function renamed(name: string, when: string, error: unknown) {
+  return error instanceof Finding ? new Finding(name, `${when}, ${error.message}`) : error;
+}
+
+// ---- Why no stream opens ---------------------------------------------------------------------
+
+const BY_STATUS: Record<number, string> = {
+  401: 'unauthorized',
+  403: 'host-refused',
+  421: 'host-refused',
+  502: 'bad-gateway',
+  503: 'bad-gateway',
+  504: 'bad-gateway',
+};
+
+async function explain(stream: Exchange) {
+  const { visit, status, code, type, text, lastByteAt, endedAt } = stream;
+  const { url } = visit;
+  const seen = `GET ${url.origin}${url.pathname} gets ${told(stream)} ${type}`.trim();
+  if (code !== '' && code !== TIMEOUT) return new Finding(nameOfFailure(stream), seen);
+  const posted = await postTo(visit, url, messageOf('initialize'));
+  const isStreamable = isMcp(posted) && status !== 401;
+  if (isStreamable) return new Finding('streamable-http', `${seen}; a POST is answered by MCP`);
+  const name = BY_STATUS[status];
+  if (name) return new Finding(name, seen);
+  // Another session is open, or an earlier one was never given up.
+  const isOccupied = visit.hasStream || /already (connected|started)/i.test(text);
+  if (isOccupied) return new Finding('shared-server', seen);
+  const isSilent = isEventStream(stream) && !lastByteAt && !endedAt;
+  if (status && !isSilent) return new Finding('wrong-url', `${seen}; ${await findBeside(visit)}`);
+  const root = await exchange(visit, new URL('/', url));
+  const isAnswering = [stream, posted, root].some((one) => one.status);
+  return new Finding(isAnswering ? 'buffered' : 'unreachable', `${seen}, no endpoint event`);
+}
+
+function nameOfFailure({ visit, code, text }: Exchange) {
+  if (code === 'ECONNREFUSED' && visit.hasStream) return 'died';
+  // The codes of the network are like ECONNREFUSED; those of TLS follow no rule.
+  const isNetwork = /^(E(?!PROTO)[A-Z]+|(EAI|UND)_\w+)$/.test(code) && !text.includes('TLS');
+  const isTls = visit.url.protocol === 'https:' && !isNetwork;
+  return isTls ? 'untrusted-certificate' : 'unreachable';
+}
+
+async function findBeside(visit: Visit) {
+  const seen = ['/sse', '/mcp', '/mcp/sse'].map(async (path) => {
+    const url = new URL(path, visit.url);
+    if (isEventStream(await exchange(visit, url))) return `${path} is an event stream`;
+    const posted = await postTo(visit, url, messageOf('initialize'));
+    return `${path} is ${isMcp(posted) ? 'Streamable HTTP' : 'no MCP'}`;
+  });
+  return (await Promise.all(seen)).join(', ');
+}
+
+function isMcp({ status, text }: Exchange) {
+  const [, data = text] = /^data:(.*)$/m.exec(text) ?? [];
+  return messagesIn(data).some(({ result, error }) => result ?? (error && status <= 400));
+}
+
+// ---- Streams ---------------------------------------------------------------------------------
+
+const EVENT_STREAM = 'text/event-stream';
+
+const isEventStream = ({ status, type }: Exchange) =>
+  status === 200 && type.startsWith(EVENT_STREAM);
+
+/** Sends a request. If an event stream answers a GET, it is listened to. */
+async function exchange(visit: Visit, url: URL, init: RequestInit = {}) {
+  const stream = new Exchange(visit, url);
+  const { controller } = stream;
+  visit.streams.push(stream);
+  const timeout = Object.assign(new Error('it takes too long'), { code: TIMEOUT });
+  const timer = setTimeout(() => controller.abort(timeout), visit.limits.answer);
+  try {
+    const headers = {
+      accept: EVENT_STREAM,
+      ...init.headers,
+      ...visit.headers,
+      connection: 'close',
+    };
+    const response = await fetch(url, { ...init, headers, signal: controller.signal });
+    stream.status = response.status;
+    stream.type = response.headers.get('content-type') ?? '';
+    if (isEventStream(stream) && !init.body) void listen(stream, response);
+    // A body may stay open for ever.
+    else stream.text = await Promise.race([response.text(), sleep(1_000, '')]);
+  } catch (error) {
+    const { cause = error } = error as Error;
+    const { name, code = name, message } = cause as NodeJS.ErrnoException;
+    Object.assign(stream, { code, text: `no answer: ${code} ${message}` });
+  }
+  clearTimeout(timer);
+  return stream;
+}
+
+/** Opens a stream and waits for its `endpoint` event. */
+async function open(visit: Visit) {
+  const stream = await exchange(visit, visit.url);
+  const isDone = () => stream.hasEndpoint || stream.endedAt || !isEventStream(stream);
+  await waitFor(isDone, visit.limits.answer);
+  if (!stream.hasEndpoint) throw await explain(stream);
+  return stream;
+}
+
+/** Opens a stream and does what each client does first. */
+async function startSession(visit: Visit) {
+  const stream = await open(visit);
+  await sleep(visit.delay);
+  await callOn(stream, 'initialize');
+  await postTo(visit, stream.endpoint, { jsonrpc: '2.0', method: 'notifications/initialized' });
+  return stream;
+}
+
+async function listen(stream: Exchange, { body, url }: Response) {
+  const decoder = new TextDecoder();
+  const parser = createParser({ onEvent: (event) => hear(stream, event) });
+  stream.endpoint = new URL(url);
+  try {
+    for await (const chunk of body ?? []) {
+      stream.lastByteAt = Date.now();
+      parser.feed(decoder.decode(chunk, { stream: true }));
+    }
+  } catch {
+    // A stream that breaks off has ended, too.
+  }
+  stream.endedAt = Date.now();
+}
+
+function hear(stream: Exchange, { event = 'message', data }: EventSourceMessage) {
+  const { visit, endpoint, hasEndpoint } = stream;
+  if (event === 'endpoint' && !hasEndpoint) takeEndpoint(stream, new URL(data, endpoint));
+  const messages = messagesIn(data);
+  if (messages.length === 0 && event === 'message') visit.strangeData = `one was ${quote(data)}`;
+  for (const message of messages) {
+    const { id, method } = message;
+    if (method === 'ping') void postTo(visit, endpoint, { jsonrpc: '2.0', id, result: {} });
+    if (method || visit.replies.has(id)) continue;
+    visit.replies.set(id, { ...message, stream });
+    if (event !== 'message') visit.strangeName = `a reply came as the event ${event}`;
+  }
+}
+
+// An id is in a parameter of that name, or else in the last part that has digits.
+const ID = /(?<=[?&]\w*(session|id)\w*=)[^&]+|[^/?&=]*\d[^/?&=]*(?=\D*$)/i;
+
+/** Nothing is sent to another origin, lest a token gets there. */
+function takeEndpoint(stream: Exchange, { origin, pathname, search }: URL) {
+  const { visit, endpoint } = stream;
+  if (origin !== endpoint.origin) visit.otherOrigin = origin;
+  const path = visit.prefix + pathname + search;
+  const [id = ''] = ID.exec(path) ?? [];
+  const madeUp = id.replace(/\w{1,8}(?=\W*$)/, String(randomInt(1e7, 1e8)));
+  for (const one of [id, madeUp]) visit.secrets.set(one, shorten(one));
+  stream.endpoint = new URL(endpoint.origin + path);
+  visit.endpoint = stream.endpoint;
+  stream.madeUp = new URL(endpoint.origin + path.replace(ID, madeUp));
+  stream.hasEndpoint = true;
+}
+
+async function closeStreams({ streams, limits }: Visit) {
+  for (const { controller } of streams.splice(0)) controller.abort();
+  await sleep(limits.settle);
+}
+
+function endOf({ visit, openedAt, endedAt }: Exchange) {
+  const age = endedAt - openedAt;
+  const name = age < 1.5 * visit.limits.pause ? 'removed-early' : 'cut-off';
+  return new Finding(name, `the stream ended by itself after ${seconds(age)}`);
+}
+
+// ---- Messages --------------------------------------------------------------------------------
+
+let lastId = 0;
+
+function messageOf(method: string) {
+  lastId += 1;
+  const clientInfo = { name: 'doctor', version: '1.0.0' };
+  const params = { protocolVersion: '2024-11-05', capabilities: {}, clientInfo };
+  return { jsonrpc: '2.0', id: lastId, method, ...(method === 'initialize' && { params }) };
+}
+
+/** The messages in a text: none if it is not JSON-RPC. */
+function messagesIn(text: string): Message[] {
+  try {
+    const messages: Message[] = [JSON.parse(text)].flat();
+    return messages.filter(({ jsonrpc }) => jsonrpc === '2.0');
+  } catch {
+    return [];
+  }
+}
+
+/** Sends a request and waits for its reply, on whatever stream it comes. */
+async function requestOn(stream: Exchange, method: string) {
+  const { visit, endpoint } = stream;
+  const { replies, limits } = visit;
+  const message = messageOf(method);
+  const answer = await postTo(visit, endpoint, message);
+  const isDone = () => replies.has(message.id) || stream.endedAt;
+  await waitFor(isDone, isAccepted(answer) ? limits.reply : limits.settle);
+  return { answer, reply: replies.get(message.id) };
+}
+
+/** Sends a request whose reply has to come on the stream. */
+async function callOn(stream: Exchange, method: string) {
+  const { answer, reply } = await requestOn(stream, method);
+  if (reply?.stream === stream) return reply;
+  if (stream.endedAt) throw endOf(stream);
+  const seen = `${method} gets ${told(answer)}`;
+  if (reply) throw new Finding('shared-server', `${seen}, and the reply comes on another stream`);
+  if (isTaken(answer) || !isUnknown(answer)) {
+    throw new Finding('reply-lost', `${seen}, and no reply comes on the stream`);
+  }
+  throw new Finding(method === 'initialize' ? 'filed-late' : 'removed-early', seen);
+}
+
+function postTo(visit: Visit, url: URL, message: object | string, type = JSON_TYPE) {
+  const body = typeof message === 'string' ? message : JSON.stringify(message);
+  const headers = { 'content-type': type, accept: `${JSON_TYPE}, ${EVENT_STREAM}` };
+  return exchange(visit, url, { method: 'POST', headers, body });
+}
+
+const TIMEOUT = 'TIMEOUT';
+
+const isTaken = ({ status }: Exchange) => status >= 200 && status < 300;
+
+const isAccepted = (answer: Exchange) => isTaken(answer) || answer.code === TIMEOUT;
+
+/** Whether this is how a made-up id is answered; ids, numbers and paths in the text may differ. */
+function isUnknown(answer: Exchange) {
+  const { visit } = answer;
+  const plain = ({ text }: Exchange) =>
+    hide(visit, text).replace(/\/[\w/.~%…-]*|[\da-f-]{8,}|\d+/gi, '');
+  const { unknown } = visit;
+  return unknown?.status === answer.status && plain(unknown) === plain(answer);
+}
+
+async function waitFor(isReached: () => unknown, limit: number) {
+  const end = Date.now() + limit;
+  while (!isReached() && Date.now() < end) await sleep(1);
+}
+
+// ---- What is shown ---------------------------------------------------------------------------
+
+const shorten = (id: string) => `${id.slice(0, Math.min(8, id.length / 2))}…`;
+
+/** Hides tokens and session ids, and whatever else looks like one. */
+function hide({ secrets }: Visit, text: string) {
+  let hidden = text;
+  for (const [secret, shown] of secrets) {
+    // A shorter one may be a part of anything.
+    if (secret.length > 3) hidden = hidden.replaceAll(secret, shown);
+  }
+  return hidden.replace(/(?=[\w-]*\d)[\w-]{20,}/g, shorten);
+}
+
+const told = ({ status, text }: Exchange) => (status ? `${status} ${quote(text)}` : text);
+
+/** A text in one short line, without markup and control characters. */
+function quote(text: string) {
+  const line = text.replace(/<(style|script|head)[^]*?<\/\1>|<[^>]*>|[\p{C}\s]+/gu, ' ');
+  return `"${line.replace(/ +/g, ' ').trim().slice(0, 100)}"`;
+}
+
+const seconds = (ms: number) => `${(ms / 1_000).toFixed(1)} s`;
+
+// ---- The examination and its command line ----------------------------------------------------
+
+/** Looks at a server from outside as a client would, and prints what each check saw. */
+async function examine(url: string, options: Options = {}, print = (_line: string) => {}) {
+  const visit = newVisit(url, options, print);
+  const findings: { name: string; kind: string; seen: string }[] = [];
+  let lastTitle = '';
+  for (const [title, run] of Object.entries(CHECKS)) {
+    let place = title;
+    let outcome = await attempt(visit, run);
+    if (outcome instanceof Finding) {
+      // A check that could not even begin has not killed the server: the one before it has.
+      if (outcome.found === 'died') place = lastTitle;
+      // It proves before it accuses. By now, a server that only restarts is back.
+      await sleep(visit.limits.pause);
+      outcome = await attempt(visit, run);
+    }
+    lastTitle = title;
+    if (outcome instanceof Finding) {
+      const { found: name, message } = outcome;
+      const kind = RISKS.includes(name) ? 'risk' : 'problem';
+      const seen = hide(visit, `${place}: ${message}`);
+      print(`${kind === 'risk' ? '!' : '✘'} ${seen}`);
+      if (findings.some((finding) => finding.name === name)) continue;
+      findings.push({ name, kind, seen });
+      print(adviceOn(name));
+      if (name === 'died') print('The rest was not checked.');
+      if (!visit.hasStream || name === 'died') break;
+    } else if (outcome) {
+      print(hide(visit, `✔ ${title}: ${outcome}`));
+    }
+  }
+  return { url: hide(visit, url), findings };
+}
+
+async function attempt(visit: Visit, run: (visit: Visit) => unknown) {
+  try {
+    return await run(visit);
+  } catch (error) {
+    if (error instanceof Finding) return error;
+    throw error;
+  } finally {
+    await closeStreams(visit);
+  }
+}
+
+const USAGE = 'Usage: npm run doctor -- URL [--header "Name: value"] [--watch SECONDS] [--json]';
+
+/** The exit code is 1 if there is a problem, and 2 if the command is wrong. */
+async function runDoctor(args: string[]) {
+  const command = readCommand(args);
+  if (!command) {
+    console.error(USAGE);
+    return 2;
+  }
+  const { url, options, json } = command;
+  const result = await examine(url, options, json ? ignore : console.log);
+  const names = result.findings.map(({ name }) => name).join(', ') || 'nothing';
+  console.log(json ? JSON.stringify(result) : `Found: ${names}.`);
+  return result.findings.some(({ kind }) => kind === 'problem') ? 1 : 0;
+}
+
+/** Nothing if the command is wrong. Its words are not repeated, since one may be a token. */
+function readCommand(args: string[]) {
+  try {
+    const { values, positionals } = parseArgs({
+      args,
+      allowPositionals: true,
+      options: {
+        header: { type: 'string', multiple: true, default: [] },
+        watch: { type: 'string', default: '40' },
+        json: { type: 'boolean', default: false },
+      },
+    });
+    const [url = ''] = positionals;
+    const seconds = Number(values.watch);
+    if (!/^https?:\/\/[^@]+$/.test(url) || !URL.canParse(url) || !(seconds >= 0)) return undefined;
+    const lines = values.header.map((line) => line.split(/:\s*(.*)/, 2) as [string, string]);
+    const headers = Object.fromEntries(new Headers(lines));
+    return { url, json: values.json, options: { headers, watch: 1_000 * seconds } };
+  } catch {
+    return undefined;
+  }
+}
+
+if (task === 'doctor') process.exitCode = await runDoctor(process.argv.slice(3));
+
+// ---- Faulty servers --------------------------------------------------------------------------
+
+/** A request, and the session that it belongs to. */
+type Call = {
+  id: string;
+  stream: http.ServerResponse;
+  req: http.IncomingMessage;
+  res: http.ServerResponse;
+};
+
+/** A healthy server by hand, whose results are empty. Each fault below replaces a part of it. */
+const HEALTHY = {
+  options: {} as Options,
+  origin: '',
+  close: ignore as () => unknown,
+  protocol: 'http:',
+  lineEnd: '\n',
+  eventName: 'message',
+  streams: new Map<string, http.ServerResponse>(),
+  posts: 0,
+  handle(req: http.IncomingMessage, res: http.ServerResponse): unknown {
+    if (!this.allows(req)) return res.writeHead(403).end('Forbidden');
+    const [path, query = ''] = req.url?.split('?') ?? [];
+    if (path === '/mcp/sse' && req.method === 'GET') return this.open(res);
+    if (path !== '/mcp/messages') return res.writeHead(404).end('Not found');
+    this.posts += 1;
+    const [, id = ''] = query.split('=');
+    const stream = this.find(id);
+    return stream ? this.take({ id, stream, req, res }) : this.refuse(res);
+  },
+  allows: (req: http.IncomingMessage) => req.headers.host?.startsWith('127.0.0.1:'),
+  open(res: http.ServerResponse): unknown {
+    const id = randomUUID();
+    this.file(id, res);
+    res.writeHead(200, { 'content-type': 'text/event-stream' });
+    this.write(res, 'endpoint', this.endpoint(id));
+    const timer = setInterval(() => this.beat(res), 50);
+    return res.on('close', () => {
+      clearInterval(timer);
+      this.remove(id);
+    });
+  },
+  file(id: string, res: http.ServerResponse): unknown {
+    return this.streams.set(id, res);
+  },
+  remove(id: string): unknown {
+    return this.streams.delete(id);
+  },
+  find(id: string) {
+    return this.streams.get(id);
+  },
+  endpoint: (id: string) => `/mcp/messages?sessionId=${id}`,
+  refuse: (res: http.ServerResponse) => res.writeHead(404).end('Session not found'),
+  write(res: http.ServerResponse, event: string, data: string): unknown {
+    const { lineEnd } = this;
+    return res.write(`event: ${event}${lineEnd}data: ${data}${lineEnd}${lineEnd}`);
+  },
+  beat: (res: http.ServerResponse): unknown => res.write(': keep-alive\n\n'),
+  async take(call: Call): Promise<unknown> {
+    const [message] = messagesIn(await text(call.req));
+    if (!message) return this.reject(call);
+    this.accept(call);
+    const { id, method = '' } = message;
+    const reply = { jsonrpc: '2.0', id, ...this.reply(method, call) };
+    return id && this.send(call, JSON.stringify(reply));
+  },
+  accept: ({ res }: Call): unknown => res.writeHead(202).end('Accepted'),
+  reject: ({ res }: Call): unknown => res.writeHead(400).end('Not a message'),
+  reply: (_method: string, _call: Call): object => ({ result: {} }),
+  send({ stream }: Call, reply: string): unknown {
+    return this.write(stream, this.eventName, reply);
+  },
+};
+
+type Fault = Partial<typeof HEALTHY> & ThisType<typeof HEALTHY>;
+
+const answering = (status: number): Fault => ({ handle: (_, res) => res.writeHead(status).end() });
+const isReady = new WeakSet<http.ServerResponse>();
+
+const FAULTS: Record<string, Fault> = {
+  unreachable: { handle: (req) => req.destroy() },
+  'untrusted-certificate': { protocol: 'https:' },
+  unauthorized: answering(401),
+  'host-refused': answering(421),
+  'streamable-http': {
+    handle(req, res) {
+      if (req.method !== 'POST') return res.writeHead(405).end();
+      return res.end('{"jsonrpc":"2.0","id":1,"result":{}}');
+    },
+  },
+  'wrong-url': answering(404),
+  'bad-gateway': answering(502),
+  buffered: { write: ignore, beat: ignore, options: { answer: 500 } },
+  'other-origin': { endpoint: (id) => `http://mcp.internal/mcp/messages?sessionId=${id}` },
+  'missing-prefix': { endpoint: (id) => `/messages?sessionId=${id}` },
+  'id-not-filed': {
+    file(_id, res) {
+      return this.streams.set(randomUUID(), res);
+    },
+  },
+  'filed-late': {
+    file(id, res) {
+      return setTimeout(() => this.streams.set(id, res), 150);
+    },
+    options: { pause: 300 },
+  },
+  'removed-early': {
+    accept({ id, res }) {
+      this.remove(id);
+      return res.writeHead(202).end();
+    },
+  },
+  'several-processes': {
+    find(id) {
+      return this.posts % 2 ? undefined : this.streams.get(id);
+    },
+  },
+  'body-already-read': {
+    accept: ({ res }) => res.writeHead(400).end('InternalServerError: stream is not readable'),
+  },
+  'shared-server': {
+    send(_call, reply) {
+      return this.streams.forEach((stream) => this.write(stream, 'message', reply));
+    },
+  },
+  'reply-lost': { send: ignore, options: { reply: 500 } },
+  'wrong-event-name': { eventName: 'reply' },
+  'heartbeat-as-data': { beat: (res) => res.write('data: ping\n\n') },
+  'killed-by-bad-message': {
+    reject({ id, res }) {
+      this.remove(id);
+      return res.writeHead(400).end();
+    },
+  },
+  died: {
+    reject() {
+      return this.close();
+    },
+  },
+  'cut-off': {
+    beat: (res) => setTimeout(() => res.destroy(), 1_500),
+    options: { watch: 2_500 },
+  },
+  'silent-stream': { beat: ignore, options: { shortestSilence: 0 } },
+  'not-before-initialize': {
+    reply(method, { stream }) {
+      if (method === 'initialize') isReady.add(stream);
+      return isReady.has(stream) ? { result: {} } : { error: { code: -32602 } };
+    },
+  },
+  'unknown-id-accepted': { refuse: (res) => res.writeHead(202).end() },
+  'ended-id-accepted': { remove: ignore },
+  'any-host-accepted': { allows: () => true },
+};
+
+async function serve(fault: Fault) {
+  const made = { ...HEALTHY, streams: new Map<string, http.ServerResponse>(), ...fault };
+  const server = http.createServer((req, res) => made.handle(req, res));
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  made.close = () => server.close().closeAllConnections();
+  cleanups.push(made.close);
+  const { port } = server.address() as AddressInfo;
+  made.origin = `${made.protocol}//127.0.0.1:${port}`;
+  return made;
+}
+
+/** Waits are short; limits are wide, since only a fault reaches them. */
+async function expectFindings(fault: Fault, expected: string[]) {
+  const { origin, options } = await serve(fault);
+  const lines: string[] = [];
+  const short = { pause: 80, settle: 30, watch: 400, ...options };
+  const { findings } = await examine(`${origin}/mcp/sse`, short, (line) => lines.push(line));
+  const names = findings.map(({ name }) => name);
+  assert.deepEqual(names, expected, lines.join('\n'));
+  assert.doesNotMatch(lines.join('\n'), /[\da-f]{8}-[\da-f]{4}/, 'a whole session id is shown');
+}
+
+describe('The doctor', { concurrency: 20 }, () => {
+  for (const [name, fault] of Object.entries(FAULTS)) {
+    test(`finds ${name}, and nothing else`, () => expectFindings(fault, [name]));
+  }
+
+  test('finds nothing on a server with other spellings, and asks it little', async () => {
+    let requests = 0;
+    const spellings: Fault = {
+      lineEnd: '\r\n',
+      endpoint(id) {
+        return `${this.origin}/mcp/messages?session_id=${id}`;
+      },
+      accept: ({ res }) => res.writeHead(204).end(),
+      allows(req) {
+        requests += 1;
+        return HEALTHY.allows(req);
+      },
+    };
+    await expectFindings(spellings, []);
+    assert.ok(requests <= 60, `${requests} requests`);
+  });
+
+  test('finds nothing on a server of the SDK', async () => {
+    const transports = new Map<string, SSEServerTransport>();
+    await expectFindings(
+      {
+        async open(res) {
+          const transport = new SSEServerTransport('/mcp/messages', res);
+          const { sessionId } = transport;
+          transports.set(sessionId, transport);
+          transport.onclose = () => this.remove(sessionId);
+          this.file(sessionId, res);
+          await new McpServer({ name: 'sdk', version: '1.0.0' }).connect(transport);
+        },
+        take: async ({ id, req, res }) => transports.get(id)?.handlePostMessage(req, res),
+      },
+      [],
+    );
+  });
+
+  test('is a command that shows no token', async () => {
+    const { origin } = await serve({
+      handle: ({ headers }, res) => res.writeHead(401).end(`No: ${headers.authorization}`),
+    });
+    const run = (...words: string[]) => {
+      const command = ['--import', 'tsx', import.meta.filename, 'doctor', origin, ...words];
+      return promisify(execFile)(process.execPath, command).catch((error) => error);
+    };
+    const [right, wrong] = await Promise.all([
+      run('--json', '--header', 'Authorization: Bearer secret-of-mine'),
+      run('--header', 'secret-of-mine'),
+    ]);
+    const seen = `the stream opens: GET ${origin}/ gets 401 "No: *** ***"`;
+    const findings = [{ name: 'unauthorized', kind: 'problem', seen }];
+    assert.deepEqual(JSON.parse(right.stdout), { url: origin, findings });
+    assert.deepEqual([right.code, wrong.code, wrong.stderr], [1, 2, `${USAGE}\n`]);
+  });
+});
+
+// ==== The exercises ===========================================================================
+
+const WAIT = 4_000;
+const WITH_TOKEN = { authorization: 'Bearer the-token' };
+const TOKEN_LINE = 'Authorization: Bearer the-token\r\n';
+
+/** Starts the server that is checked, with these settings, and returns its URL. */
+type Start = (env: Record<string, string>) => Promise<string>;
+
+/** What a check is waiting for. */
+let awaited = 'server.ts must start';
+
+/** Fails with one sentence for the participant: what is missing, and what was seen. */
+function demand(found: unknown, missing: string, seen: unknown): asserts found {
+  if (!found) throw new Error(`${missing}. Seen: ${JSON.stringify(seen)?.slice(0, 300)}`);
+}
+
+function orMissing(missing: string) {
+  awaited = missing;
+  return ({ message }: Error): never => {
+    demand(false, missing, message);
+  };
+}
+
+const OTHERS: [who: string, headers: Record<string, string>, expected: number][] = [
+  ['without the token', {}, 401],
+  ['with a foreign Origin', { ...WITH_TOKEN, origin: 'http://attacker.example' }, 403],
+];
+
+/** The checks of Origin and of the token come before everything that a path does. */
+async function refusesOthers(url: string, requests: string[]) {
+  for (const request of requests) {
+    const [method = '', path = ''] = request.split(' ');
+    for (const [who, headers, expected] of OTHERS) {
+      if (path === '/healthz' && expected === 401) continue; // It needs no token.
+      const missing = `${request} ${who} must get ${expected}`;
+      const { status } = await fetch(url + path, { method, headers }).catch(orMissing(missing));
+      demand(status === expected, missing, status);
+    }
+  }
+}
+
+// ---- Exercise 4: make sessions visible -------------------------------------------------------
+
+async function checkHealth(start: Start) {
+  const url = await start({ ...START, MCP_TOKEN: 'the-token' });
+
+  async function healthIs(when: string, wanted: object) {
+    const answer = await fetch(`${url}/healthz`).catch(orMissing('GET /healthz must be answered'));
+    demand(answer.ok, 'GET /healthz must get 200, and need no token', answer.status);
+    const health = await answer.json().catch(ignore);
+    demand(
+      isDeepStrictEqual({ ...health, ...wanted }, health),
+      `${when}: GET /healthz must say ${JSON.stringify(wanted)}`,
+      health,
+    );
+    return health.longestMs;
+  }
+
+  /** Opens a session, and returns what ends it. */
+  async function open() {
+    const { socket, post } = await openStream(url, '/sse', TOKEN_LINE);
+    return async () => {
+      socket.destroy();
+      const isGone = async () => (await post(1, WITH_TOKEN)).status === 404;
+      await until(isGone, () => 'An ended session must get 404', WAIT);
+    };
+  }
+
+  await refusesOthers(url, ['GET /healthz', 'GET /sse', 'POST /messages']);
+  await healthIs('Requests were refused', { sessions: 0, started: 0, longestMs: 0 });
+  const endFirst = await open();
+  const endSecond = await open();
+  await healthIs('Two streams are open', { sessions: 2, started: 2, longestMs: 0 });
+  await sleep(1000);
+  await endFirst();
+  await endSecond();
+  const endThird = await open();
+  const longest = await healthIs('A third stream is open', { sessions: 1, started: 3 });
+  demand(longest > 900, 'After one second longestMs must say so', longest);
+  await endThird();
+  const kept = await healthIs('All streams have ended', { sessions: 0, started: 3 });
+  demand(kept >= longest, 'A shorter session must leave longestMs as it was', kept);
+}
+
+// ---- Exercise 5: a call that ends with its session -------------------------------------------
+
+const ADDRESS_TOOL = { name: 'show_address_objects' };
+const ADDRESS_CALL = {
+  type: 'config',
+  action: 'show',
+  xpath: "/config/devices/entry[@name='localhost.localdomain']/vsys/entry[@name='vsys1']/address",
+};
+const ADDRESS = { name: 'web', 'ip-netmask': '192.0.2.80/32' };
+const ENTRY = '<entry name="web"><ip-netmask>192.0.2.80/32</ip-netmask></entry>';
+
+/** A firewall that gives its `answer`; without one, it keeps its callers waiting. */
+async function startChangingFirewall() {
+  const state = { answer: '' };
+  const firewall = await startFirewall((res) => {
+    if (state.answer) res.end(state.answer);
+  });
+  return { state, ...firewall };
+}
+
+type Calls = Awaited<ReturnType<typeof startFirewall>>['calls'];
+
+/** Begins a call that the firewall does not answer, ends it, and waits until the firewall knows. */
+async function endsToo(
+  calls: Calls,
+  who: string,
+  begin: () => Promise<unknown>,
+  end: () => unknown,
+) {
+  const { length } = calls;
+  begin().catch(ignore);
+  await until(
+    () => calls.length > length,
+    () => 'A call must ask the firewall',
+    WAIT,
+  );
+  await end();
+  const isOver = () => calls[length]?.res.destroyed;
+  await until(
+    isOver,
+    () => `${who}: its call to the firewall must end too. Seen: the call goes on.`,
+    WAIT,
+  );
+}
+
+async function checkAddresses(start: Start) {
+  const { state, calls, env } = await startChangingFirewall();
+  const client = await connectClient(await start(env));
+  const call = (options = {}) => client.callTool(ADDRESS_TOOL, undefined, options);
+  const { tools } = await client.listTools();
+  const isThere = tools.some(
+    ({ name, annotations }) => name === ADDRESS_TOOL.name && annotations?.readOnlyHint,
+  );
+  demand(isThere, 'There must be a tool show_address_objects with readOnlyHint: true', tools);
+  for (const number of [2, 1, 0]) {
+    const list = `<address>${ENTRY.repeat(number)}</address>`;
+    state.answer = `<response status="success"><result>${list}</result></response>`;
+    const wanted = { addresses: Array(number).fill(ADDRESS) };
+    const result = await call().catch(orMissing('The tool must answer'));
+    const asked = Object.fromEntries(new URLSearchParams(calls.at(-1)?.body));
+    const isRight = isDeepStrictEqual(asked, ADDRESS_CALL);
+    demand(isRight, 'The firewall must be asked as the README says', asked);
+    demand(
+      isDeepStrictEqual(result.structuredContent, wanted),
+      `The result must be ${JSON.stringify(wanted)}`,
+      result,
+    );
+  }
+  state.answer = refusal('403', '<msg>No right</msg>');
+  const refused = JSON.stringify(await call());
+  demand(
+    /No right.*"isError":true/.test(refused),
+    'The firewall refuses: the client must get an error with its words',
+    refused,
+  );
+  state.answer = '';
+  const controller = new AbortController();
+  await endsToo(
+    calls,
+    'A client cancels',
+    () => call(controller),
+    () => controller.abort(),
+  );
+  await endsToo(
+    calls,
+    'A client leaves',
+    () => call(),
+    () => client.close(),
+  );
+  const withoutFirewall = await connectClient(await start(START));
+  const sample = JSON.stringify(await withoutFirewall.callTool(ADDRESS_TOOL));
+  demand(
+    /addresses\W+name.*sample data/i.test(sample),
+    'Without a firewall, the tool must return a sample with its note',
+    sample,
+  );
+}
+
+// ---- Exercise 7: Streamable HTTP beside SSE --------------------------------------------------
+
+const INFO_CALL = { name: 'show_system_info' };
+
+async function checkMcp(start: Start) {
+  const { state, calls, env } = await startChangingFirewall();
+  const url = await start({ ...env, MCP_TOKEN: 'the-token' });
+  const requestInit = { headers: WITH_TOKEN };
+
+  async function connect() {
+    const client = new Client({ name: 'client', version: '1.0.0' });
+    cleanups.push(() => client.close());
+    const transport = new StreamableHTTPClientTransport(new URL('/mcp', url), { requestInit });
+    const missing =
+      'Clients must be able to connect to /mcp, and each request have a server of its own';
+    await client.connect(transport).catch(orMissing(missing));
+    return client;
+  }
+
+  const first = await connect();
+  const second = await connect();
+  await endsToo(
+    calls,
+    'A client of /mcp leaves',
+    () => first.callTool(INFO_CALL),
+    async () => {
+      state.answer = success('<model>PA-440</model>');
+      const missing = 'While a call of another client goes on, a call on /mcp must be answered';
+      const result = await second.callTool(INFO_CALL).catch(orMissing(missing));
+      demand(JSON.stringify(result).includes('"model":"PA-440"'), missing, result);
+      await first.close();
+    },
+  );
+  await refusesOthers(url, ['POST /mcp', 'GET /sse', 'POST /messages']);
+  await openStream(url, '/sse', TOKEN_LINE); // As before.
+}
+
+// ---- Exercise 3: repair lost sessions --------------------------------------------------------
+
+/** A small change: a text that must be there once, and what replaces it. */
+type Edit = [string, string];
+
+function edit(source: string, edits: Edit[]) {
+  return edits.reduce((text, [find, replacement]) => {
+    const parts = text.split(find);
+    demand(parts.length === 2, '`git checkout server.ts` first: this must be in it once', find);
+    return parts.join(replacement);
+  }, source);
+}
+
+const STORED = `    // Stored before connect() sends the id: the client may post as soon as it has read it.
+    transports.set(sessionId, transport);
+`;
+const CONNECTED = 'await getServer().connect(transport);';
+
+const LATE =
+  '    setTimeout(() => transports.set(sessionId, transport), 500); // Looks the user up.\n';
+const REMOVED = `    req.resume();
+    req.on('close', () => transports.delete(sessionId));
+`;
+const SERVER = '  const mcpServer = getServer();\n';
+
+/** The ordinary test that a fault breaks, and what the fault changes. */
+const PLACED: Record<string, [string, ...Edit[]]> = {
+  '3a': [
+    'the SDK makes the id, and the first event carries it',
+    ['const { sessionId } = transport;', 'const sessionId = crypto.randomUUID();'],
+  ],
+  '3b': ['a message that is posted as soon as the id is known is taken', [STORED, LATE]],
+  '3c': ['a session stays open while its stream is open', [STORED, STORED + REMOVED]],
+  '3d': [
+    'two sessions do not see each other’s replies',
+    ['  const running = new Set', `${SERVER}  const running = new Set`],
+    [
+      `// Each session has a server of its own, because an McpServer takes only one transport.
+      ${CONNECTED}`,
+      'await mcpServer.connect(transport);',
+    ],
+  ],
+  '3e': ['a comment comes at each interval', ["res.write(': keep-alive\\n\\n')", "res.write('')"]],
+};
+
+/** Puts a fault into server.ts, and says what two clients see. */
+async function placeFault([, ...edits]: (typeof PLACED)[string], start: Start) {
+  const source = await readFile('server.ts', 'utf8');
+  for (const [, ...others] of Object.values(PLACED)) edit(source, others); // None may be in it.
+  await writeFile('server.ts', edit(source, edits));
+  const url = await start(START);
+  for (const who of ['first', 'second']) {
+    const called = connectClient(url).then((client) => client.callTool(INFO_CALL));
+    console.log(`The ${who} client: ${await called.then(() => 'its call is answered', String)}`);
+  }
+  return 'server.ts has a fault now: repair it, and run `npm run exercise 3`.';
+}
+
+const run = promisify(exec);
+
+/** Runs the tests that a pattern names, and returns the name of the first that fails. */
+async function findFailing(pattern: string, folder: string) {
+  const options = `--import tsx --test-reporter=tap --test-name-pattern="${pattern}"`;
+  const env = { ...process.env, PATIENCE_MS: '3000' };
+  const tests = run(`node ${options} --test-force-exit server.test.ts`, { cwd: folder, env });
+  return tests.then(ignore, ({ stdout }) => {
+    return /^ +not ok \d+ - (.+)$/m.exec(stdout)?.[1] ?? 'none could be run';
+  });
+}
+
+async function checkSessions(start: Start) {
+  const failing = findFailing('^Sessions', '.');
+  awaited = 'The doctor and the suite Sessions must come to an end';
+  const { findings } = await examine(`${await start(START)}/sse`, { watch: 1000 });
+  demand(findings.length === 0, 'The doctor must find nothing', findings);
+  const name = await failing;
+  demand(!name, 'The suite Sessions must pass', `this test fails: ${name}`);
+}
+
+// ---- The command -----------------------------------------------------------------------------
+
+const EXERCISES: Record<string, (start: Start) => Promise<void>> = {
+  '3': checkSessions,
+  '4': checkHealth,
+  '5': checkAddresses,
+  '7': checkMcp,
+};
+
+async function runExercise(name: string) {
+  const start: Start = async (env) => {
+    const server = await runServer(env);
+    const fail = () => demand(false, 'server.ts must go on', /^\w*Error.*/m.exec(server.text)?.[0]);
+    void server.exit.then(fail);
+    const [, url = ''] = await server.line(/GET (.*)\/sse,/).catch(orMissing('It must start'));
+    return url;
+  };
+  const fault = PLACED[name];
+  if (fault) return placeFault(fault, start);
+  const check = EXERCISES[name];
+  if (!check) {
+    const readme = await readFile('README.md', 'utf8');
+    const titles = readme.match(/(?<=^### Exercise )\d.*/gm) ?? [];
+    return `${titles.join('\n')}\nnpm run exercise 4 checks exercise 4; 1, 2 and 6 need no check.`;
+  }
+  // A name without a use does not stop people in the middle of their work.
+  const types = run('npm run --silent typecheck -- --noUnusedLocals false');
+  await types.catch(({ stdout }) =>
+    demand(false, 'The type check must pass', stdout.split('\n')[0]),
+  );
+  await check(start);
+  return `✔ Exercise ${name} is done.`;
+}
+
+if (task === 'exercise') {
+  const finish = (text: string, code: number) => {
+    process.stdout.write(`${text}\n`, () => process.exit(code));
+  };
+  const fail = ({ message }: Error) => finish(`✘ ${message}`, 1);
+  process.on('uncaughtException', fail);
+  setTimeout(() => finish(`✘ ${awaited}. Seen: nothing in 18 s`, 1), 18_000);
+  await runExercise(process.argv[3] ?? '').then((text) => finish(text, 0), fail);
+}
+
+// ---- The proofs ------------------------------------------------------------------------------
+
+/** The changes that the README prints as the solution of an exercise. */
+async function readSolution(number: string) {
+  const readme = await readFile('README.md', 'utf8');
+  const section = readme.split('\n### Exercise ')[Number(number)] ?? '';
+  const hunks = section.matchAll(/^@@.*\n([^]*?)(?=^@@|^```)/gm);
+  return [...hunks].map(([, hunk = '']): Edit => {
+    const before = hunk.replace(/^\+.*\n/gm, '').replace(/^[ -]/gm, '');
+    const after = hunk.replace(/^-.*\n/gm, '').replace(/^[ +]/gm, '');
+    return [before, after];
+  });
+}
+
+const FOREIGN = '      if (isForeign(req, allowedHosts)) {\n';
+const HEALTHZ = "      if (path === '/healthz') return";
+
+/** Works that people do hand in: what is wrong, what the check must say, and the change. */
+const WRONG: Record<string, [RegExp, ...Edit[]][]> = {
+  '4': [
+    // Refused requests are counted.
+    [
+      /Requests were refused: .*"started":1/,
+      [HEALTHZ, `      if (path === ssePath) health.started += 1;\n${HEALTHZ}`],
+    ],
+    // It is answered before the check of Host and Origin.
+    [
+      /GET \/healthz with a foreign Origin must get 403. Seen: 200/,
+      [
+        FOREIGN,
+        `      if (req.url === '/healthz') return reply(res, 200, JSON.stringify(health));\n${FOREIGN}`,
+      ],
+    ],
+    // The last session and not the longest.
+    [
+      /shorter session must leave longestMs/,
+      ['Math.max(health.longestMs, Date.now()', '(Date.now()'],
+    ],
+  ],
+  '5': [
+    // No signal.
+    [
+      /A client cancels: its call to the firewall must end too/,
+      ['ask(call, signal)', 'ask(call, new AbortController().signal)'],
+    ],
+    // One entry is no list.
+    [
+      /The result must be \{\"addresses\":\[\{[^}]*\}\]\}/,
+      ['[data.address.entry].flat()', 'data.address.entry'],
+    ],
+    // An error is swallowed.
+    [
+      /must get an error with its words/,
+      ['ask(call, signal)', "ask(call, signal).catch(() => ({ address: '' }))"],
+    ],
+  ],
+  '7': [
+    // A shared McpServer.
+    [
+      /each request have a server of its own.*Error handling request/,
+      ['  async function handleMcp', `${SERVER}  async function handleMcp`],
+      [
+        `${CONNECTED}\n    await transport`,
+        'await mcpServer.connect(transport);\n    await transport',
+      ],
+    ],
+    // Nothing ends with the request.
+    [
+      /leaves: its call to the firewall must end too/,
+      ["    res.once('close', () => void transport.close());\n", ''],
+    ],
+  ],
+};
+const NOTHING = /must get 200, .*404|must be a tool|connect to \/mcp.*Not found/;
+
+describe('The exercises', { concurrency: 6 }, () => {
+  const folder = `.exercises-${process.pid}`;
+  const source = readFileSync('server.ts', 'utf8');
+  process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
+
+  /** Runs a server.ts in this process, because a child for each takes a minute in all. */
+  async function load(text: string): Promise<Start> {
+    const file = `${folder}/${randomUUID()}.ts`;
+    await mkdir(folder, { recursive: true });
+    await writeFile(file, `${text}\nexport { logHooks };\n`);
+    const changed = await import(`./${file}`);
+    return async (env) => {
+      const firewall = changed.connectFirewall(env);
+      const { url } = await startListening(
+        changed.createMcpHttpServer({
+          getServer: () => changed.getServer(firewall),
+          hooks: changed.logHooks,
+          token: env['MCP_TOKEN'],
+        }),
+      );
+      return url;
+    };
+  }
+
+  async function prove(number: string, says: RegExp, text: string) {
+    const checking = EXERCISES[number]?.(await load(text));
+    const outcome = await checking?.then(() => 'passed', String);
+    assert.match(`${number}: ${outcome}`, says);
+  }
+
+  for (const [number, wrong] of Object.entries(WRONG)) {
+    test(`exercise ${number} passes the printed solution, and refuses other works`, async (t) => {
+      t.mock.method(console, 'log', ignore);
+      const solved = edit(source, await readSolution(number));
+      await prove(number, NOTHING, source);
+      await prove(number, /passed/, solved);
+      for (const [says, ...edits] of wrong) await prove(number, says, edit(solved, edits));
+    });
+  }
+
+  for (const [name, [breaks, ...edits]] of Object.entries(PLACED)) {
+    test(`fault ${name} breaks an ordinary test`, async () => {
+      const place = `${folder}/${name}`;
+      const whole = await readFile('server.test.ts', 'utf8');
+      const [tests = ''] = whole.split('\n// ==== The exer'); // So that it cannot run itself.
+      await mkdir(place, { recursive: true });
+      await writeFile(`${place}/server.ts`, edit(source, edits));
+      await writeFile(`${place}/server.test.ts`, tests);
+      assert.equal(await findFailing(breaks, place), breaks);
+    });
+  }
+});
+
+// ==== README ==================================================================================
+
+const fileText = (name: string) => readFileSync(join(import.meta.dirname, name), 'utf8');
+
+describe('README', { concurrency: true }, () => {
+  const page = fileText('README.md');
+  const code = fileText('server.ts');
+  const { scripts, engines } = JSON.parse(fileText('package.json'));
+  const block = (info: string) => {
+    const [, rest = ''] = page.split(`\n\`\`\`${info}\n`);
+    assert.ok(rest, `The page has no block of ${info}`);
+    return rest.slice(0, rest.indexOf('```'));
+  };
+  const shownUrl = 'http://127.0.0.1:3000';
+
+  /** Whether a text says what the page quotes from it, where `…` stands for anything. */
+  function assertQuoted(quote: string, text: string) {
+    const isThere = quote.split('…').every((part) => text.includes(part));
+    assert.ok(isThere, `It does not say this: ${quote}`);
+  }
+
+  test('what it shows of server.ts is there, and the wrong code differs in one line', () => {
+    assertQuoted(block('ts server.ts'), code);
+    for (const [, call = ''] of block('mermaid').matchAll(/Server->>S\w+: (.*)/g)) {
+      assertQuoted(call, code);
+    }
+    const wrong = block('ts wrong').match(/^.*;(?= \/\/)/gm) ?? [];
+    const strange = wrong.filter((line) => !code.includes(line));
+    assert.deepEqual(strange, ['const sessionId = randomUUID();']);
+  });
+
+  test('the start and the session by hand print what is shown', async () => {
+    const run = await runServer(START);
+    const [, url = ''] = await run.line(/^Try: curl -N (.*)\/sse$/m);
+    assert.equal(run.text.replaceAll(url, shownUrl), block('text'));
+    const stream = await openStream(url);
+    const [session = ''] = page.split('\n## When it breaks');
+    for (const [, body = '', shown] of session.matchAll(/^\$ post '(.*)'\n(.*)/gm)) {
+      const answer = await post(stream.endpoint, JSON.parse(body));
+      assert.equal(await answer.text(), shown);
+    }
+    await until(() => stream.text.includes('"id":2}'));
+    stream.socket.destroy();
+    await run.line(/ended after/);
+    const late = await stream.post(3);
+    for (const [line] of session.matchAll(/^(event|data): .*|Session \w{8} (start|end)[^`]+/gm)) {
+      const quote = line.replace(/[\da-f]{8}(-[\da-f]+)*|\d+ ms/g, '…');
+      assertQuoted(quote, stream.text + run.text);
+    }
+    assertQuoted(`The answer is \`${(await late.text()).trim()}\``, session);
+  });
+
+  test('the settings are those of server.ts, with their defaults', () => {
+    const defaults: Record<string, unknown> = readSettings({});
+    const inCode = [...code.matchAll(/^ {4}([A-Z_]+): (?:z|\w+Schema)\b/gm)];
+    const inPage = [...page.matchAll(/^\| `([A-Z_]+)` \|(?: `(.*?)`)? \|/gm)];
+    assert.deepEqual(
+      inPage.map(([, name, value = '']) => `${name} ${value}`).sort(),
+      inCode.map(([, name = '']) => `${name} ${defaults[name] ?? ''}`).sort(),
+    );
+    const names = page.matchAll(/\b([A-Z]+(?:_[A-Z]+)*)=/g);
+    for (const [, name = ''] of names) assertQuoted(name, `${code} NO_PROXY SESSION`);
+  });
+
+  test('what server.ts says when something is wrong is listed as it says it', () => {
+    const [, list = ''] = /\n## Settings\n[^]*?is wrong:\n([^]*?)\n\n/.exec(page) ?? [];
+    const quotes = list.matchAll(/`([^`]+)`(?=: |, `)/g);
+    for (const [, quote = ''] of quotes) assertQuoted(quote, code);
+    const replies = code.matchAll(/reply\(res, \d+, .(\w+)/g);
+    for (const [, word] of replies) assertQuoted(`\`${word}`, list);
+  });
+
+  test('nginx asks the processes that are started beside it', () => {
+    const nginx = block('nginx');
+    const processes = [...page.matchAll(/PORT=(\d+) MESSAGES_PATH=(\/\w+\/)/g)];
+    assert.equal(processes.length, 2);
+    for (const [, port, prefix] of processes) {
+      assertQuoted(`server 127.0.0.1:${port} `, nginx);
+      assertQuoted(`location ${prefix} { proxy_pass http://127.0.0.1:${port}; }`, nginx);
+    }
+    assertQuoted(`location = ${readSettings({}).SSE_PATH} {`, nginx);
+  });
+
+  test('the entry and the example of a client reach the server', async (t) => {
+    const { firewall } = JSON.parse(block('json')).mcpServers;
+    assert.deepEqual(firewall, { type: 'sse', url: `${shownUrl}/sse` });
+    const folder = await mkdtemp('node_modules/.client-');
+    cleanups.push(() => rm(folder, { recursive: true }));
+    const file = `./${folder}/client.mts`;
+    const { url } = await startServer({ getServer: () => getServer(), token: 's3cret' });
+    await writeFile(file, block('ts client.ts').replace(shownUrl, url));
+    const flags = scripts.typecheck.replaceAll(/^tsc | server.*/g, '').split(' ');
+    const tsc = ['node_modules/typescript/bin/tsc', ...flags, file];
+    const compiler = spawn(process.execPath, tsc, { stdio: 'inherit' });
+    assert.deepEqual(await once(compiler, 'close'), [0, null]);
+    const { mock } = t.mock.method(console, 'log', ignore);
+    process.env['MCP_TOKEN'] = 's3cret';
+    await import(file);
+    delete process.env['MCP_TOKEN'];
+    const { hostname } = mock.calls[0]?.arguments[0];
+    assertQuoted(`structuredContent); // { hostname: '${hostname}',`, page);
+  });
+
+  test('its links and its commands lead somewhere', () => {
+    const headings = page.toLowerCase().matchAll(/^#+ (.*)/gm);
+    const anchors = [...headings].map(
+      ([, title = '']) => `#${title.replace(/[^\w -]/g, '').replaceAll(' ', '-')}`,
+    );
+    assert.equal(new Set(anchors).size, anchors.length, 'Two headings are the same');
+    for (const [, link = ''] of page.matchAll(/\]\((?!https:)([^)]+)\)/g)) {
+      assert.ok(anchors.includes(link) || existsSync(join(import.meta.dirname, link)), link);
+    }
+    const commands = page.matchAll(/npm (?:run )?(?!install|uninstall|ci|run)(\w+)/g);
+    for (const [command, name = ''] of commands) assert.ok(scripts[name], command);
+    assertQuoted(engines.node.replace('>=', 'Node '), page);
+  });
+
+  const [, rows = ''] = /\n### It does not connect\n([^]*)\n### Your text/.exec(page) ?? [];
+
+  test('each finding of the doctor stands in one row, which the doctor can read', () => {
+    const found = [...rows.matchAll(/ \(`([a-z-]+)`\)<br>\*Yours/g)].map(([, name]) => name);
+    assert.deepEqual(found.sort(), Object.keys(FAULTS).sort());
+    for (const name of Object.keys(FAULTS)) assert.doesNotMatch(adviceOn(name), /undefined/);
+  });
+
+  test('a text of two rows says in all of them but one how to tell them apart', () => {
+    const texts = rows.split('\n- ').flatMap((row) =>
+      (row.split('<br>')[0] ?? '').split(/[,;] /).flatMap((part) => {
+        const isTold = /\w/.test(part.replaceAll(/`[^`]*`|\bor\b/g, ''));
+        return [...part.matchAll(/`([^`]+)`/g)].map(([, text = '']) => ({ text, row, isTold }));
+      }),
+    );
+    for (const { text } of texts) {
+      const bare = texts.filter((other) => other.text.includes(text) && !other.isTold);
+      const rivals = new Set(bare.map(({ row }) => row));
+      assert.ok(rivals.size < 2, `Two rows do not say when they apply: ${text}`);
+    }
+  });
+
+  test('the texts of installed packages are what these packages say', () => {
+    const sayings = {
+      '@modelcontextprotocol/sdk/dist/esm/client/sse.js':
+        'SSE error: …Endpoint origin does not match connection origin…Error POSTing to endpoint (HTTP ',
+      '@modelcontextprotocol/sdk/dist/esm/client/streamableHttp.js':
+        'Streamable HTTP error…Unexpected content type: ',
+      '@modelcontextprotocol/sdk/dist/esm/examples/server/simpleSseServer.js':
+        'Session not found…Missing sessionId parameter',
+      '@modelcontextprotocol/sdk/dist/esm/examples/server/sseAndStreamableHttpCompatibleServer.js':
+        'No transport found for sessionId',
+      '@modelcontextprotocol/sdk/dist/esm/server/sse.js':
+        'SSEServerTransport already started!…SSE connection not established',
+      '@modelcontextprotocol/sdk/dist/esm/server/webStandardStreamableHttp.js':
+        'Invalid Host header…Mcp-Session-Id',
+      '@modelcontextprotocol/sdk/dist/esm/shared/protocol.js':
+        'Already connected to a transport…Request timed out…Connection closed…Not connected',
+      'eventsource/dist/index.js': 'Non-200 status code (…expected "text/event-stream"',
+      'raw-body/index.js': 'stream is not readable',
+      'undici/lib/core/errors.js': 'Body Timeout Error',
+      'undici/lib/dispatcher/client-h1.js': 'other side closed',
+      'undici/lib/web/fetch/index.js': 'fetch failed…terminated',
+    };
+    for (const [file, texts] of Object.entries(sayings)) {
+      assertQuoted(texts, fileText(`node_modules/${file}`));
+      assertQuoted(texts, rows);
+    }
   });
 });

@@ -195,10 +195,10 @@ const LOOPBACK = /^(localhost|\[?::1\]?|127(\.\d+){3})$/;
 /** Whether a web page of another site may have sent this, be it by DNS rebinding (`Host`). */
 function isForeign({ headers }: IncomingMessage, allowedHosts: string[]) {
   if (headers['sec-fetch-site'] === 'cross-site') return true;
-  return [`http://${headers.host}`, headers.origin ?? 'http://localhost'].some((origin) => {
-    if (!URL.canParse(origin)) return true;
-    const { hostname } = new URL(origin);
-    return !LOOPBACK.test(hostname) && !allowedHosts.includes(hostname);
+  const { host = '', origin = 'http://localhost' } = headers;
+  return [host, origin].some((authority) => {
+    const name = authority.toLowerCase().replace(/^https?:\/\/|:\d+$/g, '');
+    return !LOOPBACK.test(name) && !allowedHosts.includes(name);
   });
 }
 
