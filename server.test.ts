@@ -48,10 +48,15 @@ const { after, before, describe, test } = task ? (noTests as unknown as typeof n
 const subject = task ? ({} as typeof import('./server.ts')) : await import('./server.ts');
 const { createMcpHttpServer, readSettings } = subject;
 
+// If `npm test` is killed, this process gets another parent, and has nobody to work for.
+const { ppid } = process;
+setInterval(() => process.ppid === ppid || process.exit(1), 500).unref();
+
 const cleanups: (() => unknown)[] = [];
-after(async () => {
+const cleanUp = async () => {
   for (const cleanup of cleanups.reverse()) await cleanup();
-});
+};
+after(cleanUp, { timeout: 10_000 });
 
 const logged: string[] = [];
 before(() => {
@@ -65,12 +70,15 @@ before(() => {
 /** How long to wait for something that must happen, in milliseconds. */
 const PATIENCE = Number(process.env['PATIENCE_MS'] ?? 20_000);
 
+/** Most tests wait more than they work. One that hangs fails with its suite. */
+const SUITE = { concurrency: true, timeout: 60_000 };
+
 /** Asks until there is an answer, and fails with `what` when the time is over. */
 async function until<T>(
   check: () => T,
   what = () => `This did not come true: ${check}`,
   patience = PATIENCE,
-): Promise<NonNullable<Awaited<T>>> {
+) {
   const deadline = Date.now() + patience;
   for (;;) {
     const answer = await check();
@@ -80,7 +88,7 @@ async function until<T>(
   }
 }
 
-/** The least server: a tool that answers, and hooks that write down what they are told. */
+/** The smallest server: one tool that answers, and hooks that record what they are told. */
 async function startServer(options: Partial<McpHttpServerOptions> = {}) {
   const events: string[] = [];
   const hooks = {
@@ -119,14 +127,14 @@ function createTestServer(then: () => unknown = ignore) {
 }
 
 /** The SDK's own client. */
-async function connectClient(url: string, headers: Record<string, string> = {}) {
+async function connectClient(url: string, headers = {}) {
   const client = new Client({ name: 'test', version: '1.0.0' });
   await client.connect(new SSEClientTransport(new URL('/sse', url), { requestInit: { headers } }));
   cleanups.push(() => client.close());
   return client;
 }
 
-/** Sends bytes as they are. `text` grows while the answer comes, and `ended` says that it is over. */
+/** Sends raw bytes. `text` grows while the answer comes, and `ended` says that it is over. */
 function send(url: string, bytes: string) {
   const socket = net.connect(Number(new URL(url).port), '127.0.0.1');
   const answer = { socket, text: '', ended: false };
@@ -165,9 +173,10 @@ async function openStream(url: string, path = '/sse', more = '') {
 }
 
 /** Starts server.ts as `npm start` does, but in another folder, and collects what it prints. */
-async function runServer(env: Record<string, string>, envFile?: string) {
-  const folder = envFile ? await mkdtemp(join(tmpdir(), 'server-')) : tmpdir();
-  if (envFile) await writeFile(join(folder, '.env'), envFile);
+async function runServer(env: Record<string, string>, envFile = '') {
+  const folder = await mkdtemp(join(tmpdir(), 'server-'));
+  await writeFile(join(folder, '.env'), envFile);
+  process.on('exit', () => rmSync(folder, { recursive: true }));
   // The child ends with this process, even if that is killed: its standard input ends then.
   const endWithParent =
     'data:text/javascript,process.stdin.on("end",()=>process.exit()).resume().unref()';
@@ -177,7 +186,6 @@ async function runServer(env: Record<string, string>, envFile?: string) {
     env: { PATH: process.env['PATH'], ...env },
   });
   cleanups.push(() => child.kill('SIGKILL'));
-  if (envFile) cleanups.push(() => rm(folder, { recursive: true }));
   const run = { child, text: '', exit: once(child, 'close') };
   for (const output of [child.stdout, child.stderr]) {
     output.setEncoding('utf8').on('data', (chunk) => {
@@ -198,7 +206,7 @@ async function runServer(env: Record<string, string>, envFile?: string) {
 
 // ---- Sessions --------------------------------------------------------------------------------
 
-describe('Sessions', { concurrency: true }, () => {
+describe('Sessions', SUITE, () => {
   test('the SDK makes the id, and the first event carries it', async () => {
     const { url, events } = await startServer();
     const { text } = await openStream(url);
@@ -242,10 +250,15 @@ describe('Sessions', { concurrency: true }, () => {
     assert.equal(events.length, 1);
   });
 
-  test('a comment comes at each interval', async () => {
-    const { url } = await startServer({ keepAliveMs: 10 });
+  test('a comment comes at each interval, until the session ends', async () => {
+    const { url, server, events } = await startServer({ keepAliveMs: 10 });
+    const [[, response], ended] = await Promise.all([once(server, 'request'), openStream(url)]);
+    ended.socket.destroy();
+    await until(() => events.length === 2);
+    const { mock } = nodeTest.mock.method(response, 'write');
     const stream = await openStream(url);
     await until(() => stream.text.split('\r\n: keep-alive\n\n\r\n').length > 3);
+    assert.equal(mock.callCount(), 0);
   });
 
   test('a session ends with its stream, and each hook is called once', async () => {
@@ -361,32 +374,22 @@ describe('Sessions', { concurrency: true }, () => {
     const { url, server, shutdown, events } = await startServer();
     const stalled = send(url, 'POST /messages');
     const late = send(url, 'GET /sse HTTP/1.1\r\n');
-    await until(() => server.listening && stalled.socket.readyState === 'open');
     await until(
       () => new Promise((resolve) => server.getConnections((_error, n) => resolve(n === 2))),
     );
     const down = shutdown();
     late.socket.write('Host: localhost\r\n\r\n');
     await down;
-    assert.deepEqual(
-      events.map((event) => event.slice(0, 5)),
-      ['start', 'end ' + events[1]?.at(4)],
-    );
+    assert.equal(events.length, 2);
     await until(() => stalled.ended && late.ended);
   });
 });
 
 // ---- Requests --------------------------------------------------------------------------------
 
-describe('Requests', { concurrency: true }, () => {
+describe('Requests', SUITE, () => {
   const usage = 'use GET /sse or POST /messages\n';
-  const refusals: [
-    what: string,
-    method: 'GET' | 'POST',
-    path: string,
-    status: number,
-    text: string,
-  ][] = [
+  const refusals = [
     ['an unknown path', 'GET', '/nothing', 404, `Not found: ${usage}`],
     ['a path of slashes', 'GET', '//', 404, `Not found: ${usage}`],
     ['a POST to the stream', 'POST', '/sse', 405, `Method not allowed: ${usage}`],
@@ -405,7 +408,7 @@ describe('Requests', { concurrency: true }, () => {
       404,
       'Session not found: reconnect to /sse\n',
     ],
-  ];
+  ] as const;
   for (const [what, method, path, status, text] of refusals) {
     test(`${what} gets ${status}`, async () => {
       const { url } = await startServer();
@@ -426,7 +429,7 @@ describe('Requests', { concurrency: true }, () => {
     }
   });
 
-  const origins: [headers: Record<string, string>, isLetIn: boolean][] = [
+  const origins = [
     [{ host: 'localhost' }, true],
     [{ host: 'LOCALHOST:3000' }, true],
     [{ host: '127.0.0.2:3000' }, true],
@@ -442,7 +445,7 @@ describe('Requests', { concurrency: true }, () => {
     [{ origin: 'null' }, false],
     [{ 'sec-fetch-site': 'same-origin' }, true],
     [{ 'sec-fetch-site': 'cross-site' }, false],
-  ];
+  ] as const;
   for (const [headers, isLetIn] of origins) {
     test(`${JSON.stringify(headers)} is ${isLetIn ? 'let in' : 'refused'}`, async () => {
       const { url } = await startServer({ allowedHosts: ['mcp.example'] });
@@ -455,15 +458,10 @@ describe('Requests', { concurrency: true }, () => {
   test('with a token, each request must carry it', async () => {
     const { url } = await startServer({ token: 's3cret' });
     for (const authorization of ['', 'Bearer wrong', 'Basic s3cret', 's3cret']) {
-      const answer = await request(`${url}/sse`, { headers: { authorization } });
+      const answer = await request(`${url}/messages`, { headers: { authorization } });
       assert.equal(answer.statusCode, 401);
       assert.equal(answer.headers['www-authenticate'], 'Bearer');
       assert.doesNotMatch(await answer.body.text(), /s3cret/);
-      const { statusCode } = await request(`${url}/messages`, {
-        method: 'POST',
-        headers: { authorization },
-      });
-      assert.equal(statusCode, 401);
     }
     assert.equal((await request(`${url}/nothing`)).statusCode, 404);
     const client = await connectClient(url, { authorization: 'bearer s3cret' });
@@ -496,10 +494,9 @@ describe('Requests', { concurrency: true }, () => {
 
 // ---- Start -----------------------------------------------------------------------------------
 
-describe('Start', { concurrency: true }, () => {
-  const settings: [name: string, value: string, fault: RegExp][] = [
+describe('Start', SUITE, () => {
+  const settings = [
     ['PORT', '65536', /<=65535\n.*at PORT/],
-    ['PORT', '-1', /at PORT/],
     ['PORT', 'secret', /expected number.*\n.*at PORT/],
     ['SSE_PATH', 'sse', /must be a path such as \/mcp\/sse\n.*at SSE_PATH/],
     ['MESSAGES_PATH', '/messages/', /must be a path .*\n.*at MESSAGES_PATH/],
@@ -508,7 +505,7 @@ describe('Start', { concurrency: true }, () => {
     ['MCP_TOKEN', 'secret token', /must be printable ASCII without spaces\n.*at MCP_TOKEN/],
     ['HOST', '0.0.0.0', /HOST lets others in: set MCP_TOKEN/],
     ['HOST', 'localhost.example', /set MCP_TOKEN/],
-  ];
+  ] as const;
   for (const [name, value, fault] of settings) {
     test(`${name}=${value} is refused with a reason that does not show it`, () => {
       const refuse = (error: Error) => fault.test(error.message) && !/secret/.test(error.message);
@@ -517,25 +514,11 @@ describe('Start', { concurrency: true }, () => {
   }
 
   test('a setting that is unset or blank takes its default', () => {
-    const defaults = {
-      HOST: '127.0.0.1',
-      PORT: 3000,
-      SSE_PATH: '/sse',
-      MESSAGES_PATH: '/messages',
-    };
-    const { HOST, PORT, SSE_PATH, MESSAGES_PATH, ALLOWED_HOSTS, MCP_TOKEN } = readSettings({
-      ...START,
-      PORT: ' ',
-      HOST: '',
-    });
-    assert.deepEqual({ HOST, PORT, SSE_PATH, MESSAGES_PATH }, defaults);
-    assert.deepEqual([ALLOWED_HOSTS, MCP_TOKEN], [[], undefined]);
-    const { ALLOWED_HOSTS: hosts } = readSettings({
-      ...START,
-      ALLOWED_HOSTS: 'A.example , b.example',
-    });
-    assert.deepEqual(hosts, ['a.example', 'b.example']);
-    for (const HOST of ['localhost', '::1', '127.0.0.2']) readSettings({ ...START, HOST });
+    const { HOST, PORT, ALLOWED_HOSTS } = readSettings({ ...START, HOST: '', PORT: ' ' });
+    assert.deepEqual([HOST, PORT, ALLOWED_HOSTS], ['127.0.0.1', 3000, []]);
+    const { ALLOWED_HOSTS: hosts } = readSettings({ ...START, ALLOWED_HOSTS: 'A.example , b.c' });
+    assert.deepEqual(hosts, ['a.example', 'b.c']);
+    for (const HOST of ['localhost', '::1']) readSettings({ ...START, HOST });
   });
 
   test('the start says how to reach it, .env counts, and a signal ends it once', async () => {
@@ -601,14 +584,14 @@ hky9eEsnQSFxIqlt4WT0o+oK0tHcVMK9yZcmb6JxJFRfA0YBUZ68LLZf
 -----END PRIVATE KEY-----`,
 };
 
-type Answer = (res: http.ServerResponse, req: http.IncomingMessage) => unknown;
+type Answer = (res: http.ServerResponse) => unknown;
 
 /** A stand-in for a firewall, the settings that lead to it, and the calls that it gets. */
 async function startFirewall(answer: Answer, firewall: http.Server = http.createServer()) {
   const calls: { req: http.IncomingMessage; res: http.ServerResponse; body: string }[] = [];
   firewall.on('request', async (req, res) => {
     calls.push({ req, res, body: await text(req) });
-    answer(res, req);
+    answer(res);
   });
   firewall.listen(0, '127.0.0.1');
   await once(firewall, 'listening');
@@ -626,9 +609,9 @@ async function connectTool(env: Record<string, string>) {
 }
 
 /** Calls the tool, and returns its data, or the text of its error. */
-async function ask(client: Client, target?: string, signal?: AbortSignal) {
+async function ask(client: Client, target?: string, options = {}) {
   const call = { name: 'show_system_info', arguments: { target } };
-  const result = await client.callTool(call, undefined, signal && { signal });
+  const result = await client.callTool(call, undefined, options);
   const [{ text }] = result.content as [{ text: string }];
   if (result.isError) return text;
   assert.deepEqual(JSON.parse(text), result.structuredContent);
@@ -643,11 +626,11 @@ const refusal = (code: string, inner: string) => {
 };
 const long = 'x'.repeat(2000);
 
-describe('The tool and its firewall', { concurrency: true }, () => {
+describe('The tool and its firewall', SUITE, () => {
   test('without a firewall, sample data comes and says so', async () => {
     const { client } = await connectTool(START);
     const { tools } = await client.listTools();
-    assert.equal(tools[0]?.annotations?.readOnlyHint, true);
+    assert.ok(tools[0]?.annotations?.readOnlyHint && tools[0].outputSchema);
     const note = 'Sample data: to ask a real firewall, set PANOS_HOSTNAME and PANOS_API_KEY.';
     assert.deepEqual(await ask(client), { hostname: 'sample-firewall', note });
   });
@@ -660,8 +643,11 @@ describe('The tool and its firewall', { concurrency: true }, () => {
     const forms = calls.map(({ body }) => Object.fromEntries(new URLSearchParams(body)));
     assert.deepEqual(forms, [form, form, { ...form, target: '007951000000013' }]);
     const { method, url, headers } = calls[0]!.req;
-    const sent = [method, url, headers['content-type'], headers['x-pan-key']];
-    assert.deepEqual(sent, ['POST', '/api/', 'application/x-www-form-urlencoded', API_KEY]);
+    const { 'content-type': type, 'x-pan-key': key } = headers;
+    assert.deepEqual(
+      [method, url, type, key],
+      ['POST', '/api/', 'application/x-www-form-urlencoded', API_KEY],
+    );
     assert.match(String(await ask(client, 'a b')), /must be a serial number/);
   });
 
@@ -684,7 +670,7 @@ describe('The tool and its firewall', { concurrency: true }, () => {
     });
   });
 
-  const failures: [status: number, reply: string, reason: string, hint: string][] = [
+  const failures = [
     [
       400,
       refusal('400', '<result><msg>Key Expired</msg></result>'),
@@ -699,7 +685,7 @@ describe('The tool and its firewall', { concurrency: true }, () => {
     ],
     [
       200,
-      refusal('17', '<msg><line><![CDATA[ a]]></line><line>b</line></msg>'),
+      refusal('17', '<msg><line><![CDATA[ a]]></line><line>b\n</line></msg>'),
       'HTTP 200, code 17: a b',
       REFUSAL_HINT,
     ],
@@ -722,7 +708,7 @@ describe('The tool and its firewall', { concurrency: true }, () => {
     [200, success('<a>').slice(0, -20), 'HTTP 200 without a PAN-OS reply', ANSWER_HINT],
     [200, success(''), 'no system information in the reply', ANSWER_HINT],
     [200, long.repeat(600), 'the reply broke off: Response content exceeded max size', ANSWER_HINT],
-  ];
+  ] as const;
   for (const [status, reply, reason, hint] of failures) {
     test(`HTTP ${status} with ${reply.slice(0, 80)} is told in one sentence`, async () => {
       const { env, port } = await startFirewall((res) => res.writeHead(status).end(reply));
@@ -733,17 +719,15 @@ describe('The tool and its firewall', { concurrency: true }, () => {
 
   test('a lost connection is tried once more, unless the reply has begun', async () => {
     const { calls, env } = await startFirewall((res) => {
-      const call = calls.length;
-      if (call === 1 || call === 3) res.end(success('<a>1</a>'));
-      else if (call < 6) res.destroy();
+      if (calls.length === 2) res.destroy();
+      else if (calls.length < 4) res.end(success('<a>1</a>'));
       else res.writeHead(200, { 'content-length': 99 }).write('<a>', () => res.destroy());
     });
     const { client } = await connectTool(env);
     assert.deepEqual(await ask(client), { a: '1' });
     assert.deepEqual(await ask(client), { a: '1' });
-    assert.match(String(await ask(client)), /\(other side closed\): check PANOS_HOSTNAME/);
     assert.match(String(await ask(client)), /\(the reply broke off: .*\): check PANOS_HOSTNAME/);
-    assert.equal(calls.length, 6);
+    assert.equal(calls.length, 4);
   });
 
   test('a certificate that is not accepted is an error, unless its check is switched off', async () => {
@@ -765,7 +749,7 @@ describe('The tool and its firewall', { concurrency: true }, () => {
     const { calls, env } = await startFirewall(ignore);
     const { client, url } = await connectTool(env);
     const cancel = new AbortController();
-    const cancelled = ask(client, '', cancel.signal);
+    const cancelled = ask(client, '', cancel);
     const other = await connectClient(url);
     const closed = ask(other);
     await until(() => calls.length === 2);
@@ -821,74 +805,60 @@ const RISKS = [
 /** What the README says of a finding: what it means, what to do, and where more is said. */
 function adviceOn(name: string) {
   const page = readFileSync(join(import.meta.dirname, 'README.md'), 'utf8');
-  const row = new RegExp(`^[ -]*(.*) \\(\`${name}\`\\)<br>\\*Yours:\\* (.*?)(<br>|$)`, 'm').exec(
-    page,
-  );
-  const [, means, cure] = row ?? [];
-  const heading = page
-    .slice(0, row?.index)
-    .match(/^### .*/gm)
-    ?.at(-1);
-  return `  ${name}: ${means}\n  What to do: ${cure}\n  README.md ${heading}`;
+  const row = new RegExp(`^[ -]*(.*) \\(\`${name}\`\\)<br>\\*Yours:\\* (.*?)(<br>|$)`, 'm');
+  const [, means, cure] = row.exec(page) ?? [];
+  return `  ${name}: ${means}\n  What to do: ${cure}\n  README.md says more: search it for ${name}.`;
 }
 
 /** What a check throws when it finds something; the message is what was seen. */
 class Finding extends Error {
-  found: string;
-
-  constructor(found: string, seen: string) {
+  constructor(name: string, seen: string) {
     super(seen);
-    this.found = found;
+    this.name = name;
   }
 }
 
-/** Waiting times in milliseconds. */
-const LIMITS = {
+/** All times are in milliseconds. */
+const DEFAULTS = {
+  headers: {} as Record<string, string>,
+  print: ignore as (line: string) => void,
   /** For the head of a stream, for its `endpoint` event, and for the answer to a POST. */
   answer: 5_000,
   /** For the reply on the stream. */
   reply: 10_000,
   /** What "a moment later" means. */
   pause: 1_000,
-  /** For the server to see that its streams are closed. */
-  settle: 100,
   /** How long an open stream is watched. */
   watch: 40_000,
   /** A shorter watch says nothing about silence: many servers write once in 15 s. */
   shortestSilence: 20_000,
 };
 
-type Options = Partial<typeof LIMITS> & { headers?: Record<string, string> };
-type Message = { jsonrpc?: string; id?: unknown; method?: string; result?: object; error?: object };
+type Options = Partial<typeof DEFAULTS>;
+type Message = { id?: unknown; method?: string; result?: object; error?: object };
 type Visit = ReturnType<typeof newVisit>;
 
 /** What is known of the server that is looked at. */
-function newVisit(url: string, options: Options, print: (line: string) => void) {
-  const { headers = {}, ...limits } = options;
-  const secrets = Object.values(headers).join(' ').split(' ');
+function newVisit(url: string, options: Options) {
   return {
+    ...DEFAULTS,
+    ...options,
     url: new URL(url),
-    /** Where the last stream said to POST. */
-    endpoint: new URL(url),
-    headers,
-    print,
-    limits: { ...LIMITS, ...limits },
-    /** Tokens and session ids, and what is shown in their place. */
-    secrets: new Map(secrets.map((secret) => [secret, '***'])),
+    /** Tokens and session ids, which are not shown. */
+    secrets: Object.values(options.headers ?? {})
+      .join(' ')
+      .split(' '),
     /** The streams of the check that is running. */
     streams: [] as Exchange[],
     /** Each reply, with the first stream that it came on. */
     replies: new Map<unknown, Message & { stream: Exchange }>(),
     hasStream: false,
-    takesMessages: false,
     hasSession: false,
     /** What a made-up id gets: this is how the server says that a session is unknown. */
     unknown: undefined as Exchange | undefined,
     otherOrigin: '',
     /** What the path in the `endpoint` event lacks. */
     prefix: '',
-    /** How long a new stream has to wait before its first POST. */
-    delay: 0,
     silence: 0,
     strangeName: '',
     strangeData: '',
@@ -908,15 +878,13 @@ class Exchange {
   /** Where to POST; the stream's own URL until the first event has come. */
   endpoint: URL;
   /** The same with an id that nobody was given. */
-  madeUp: URL;
-  hasEndpoint = false;
+  madeUp: URL | undefined;
   lastByteAt = 0;
   endedAt = 0;
 
   constructor(visit: Visit, url: URL) {
     this.visit = visit;
     this.endpoint = url;
-    this.madeUp = url;
   }
 }
 
@@ -933,7 +901,7 @@ const CHECKS: Record<string, (visit: Visit) => Promise<string | void>> = {
   async 'its first event says where to POST'(visit) {
     const { endpoint } = await open(visit);
     const { url, otherOrigin } = visit;
-    if (otherOrigin === '') return endpoint.pathname + endpoint.search;
+    if (!otherOrigin) return endpoint.pathname + endpoint.search;
     throw new Finding(
       'other-origin',
       `it names ${otherOrigin}, and the stream is at ${url.origin}`,
@@ -942,93 +910,71 @@ const CHECKS: Record<string, (visit: Visit) => Promise<string | void>> = {
 
   /** Looks for the endpoint below the folders of the stream's own path. */
   async 'the path of the endpoint leads to the server'(visit) {
-    const tryBelow = async (prefix: string) => {
-      visit.prefix = prefix;
-      const stream = await open(visit);
-      await sleep(visit.limits.pause); // The session may be filed late.
-      return requestOn(stream, 'initialize');
-    };
     visit.prefix = '';
-    const { endpoint } = await open(visit);
+    const stream = await open(visit);
+    const { pathname } = stream.endpoint;
     const folder = dirname(visit.url.pathname);
-    if (endpoint.pathname.startsWith(folder)) return;
-    const { answer, reply } = await tryBelow('');
-    if (reply) return;
+    if (pathname.startsWith(folder)) return;
+    const failure = await callOn(stream, 'initialize').then(ignore, (error: Error) => error);
+    if (!failure) return;
     for (let prefix = folder; prefix !== '/'; prefix = dirname(prefix)) {
-      const below = await tryBelow(prefix);
-      if (!below.reply) continue;
-      const seen = `${endpoint.pathname} gets ${told(answer)}, and below ${prefix}`;
-      throw new Finding('missing-prefix', `${seen} ${told(below.answer)}`);
+      stream.endpoint.pathname = prefix + pathname;
+      const reply = await callOn(stream, 'initialize').catch(ignore);
+      if (!reply) continue;
+      visit.prefix = prefix;
+      const seen = `${failure.message} at ${pathname}, and a reply below ${prefix}`;
+      throw new Finding('missing-prefix', seen);
     }
-    visit.prefix = '';
   },
 
   async 'an unknown id is refused'(visit) {
     const { endpoint, madeUp } = await open(visit);
-    if (endpoint.href === madeUp.href) return;
+    if (!madeUp || madeUp.href === endpoint.href) return;
     visit.unknown = await postTo(visit, madeUp, messageOf('ping'));
     const seen = `a made-up one gets ${told(visit.unknown)}`;
     if (isAccepted(visit.unknown)) throw new Finding('unknown-id-accepted', seen);
     return seen;
   },
 
-  /** Each stream gets a row of marks: + for a POST that was taken, - for one that was refused. */
-  async 'messages are taken, at once and later'(visit) {
+  /** Each stream gets a row of marks: + for a request that was answered, - for one refused. */
+  async 'messages are answered, at once and later'(visit) {
     const rows: string[] = [];
     let refusal: Exchange | undefined;
-    let most = 5;
-    while (rows.length < (refusal ? 2 : 3)) {
+    while (rows.length < 2) {
       const stream = await open(visit);
       let row = '';
-      while (row.length < most) {
-        if (row.length === 3) await sleep(visit.limits.pause);
-        const method = row === '' ? 'initialize' : 'ping';
-        const answer = await postTo(visit, stream.endpoint, messageOf(method));
-        if (stream.endedAt) throw endOf(stream);
-        row += isTaken(answer) ? '+' : '-';
-        if (isTaken(answer)) continue;
-        refusal = answer;
-        // With a round robin of eight processes, one of nine POSTs reaches the right one.
-        most = answer.code === TIMEOUT ? 4 : 9;
+      // With a round robin of eight processes, one of nine POSTs reaches the right one.
+      while (row.length < (refusal ? 9 : 5)) {
+        if (row.length === 3) await sleep(visit.pause);
+        const { answer } = await tryOn(stream, row === '' ? 'initialize' : 'ping');
+        row += isAccepted(answer) ? '+' : '-';
+        if (!isAccepted(answer)) refusal = answer;
       }
       rows.push(row);
       await closeStreams(visit);
     }
-    const seen = `on new streams, POSTs are taken (+) or refused (-): ${rows.join(' ')}`;
-    visit.takesMessages = true;
+    const seen = `on new streams, messages are answered (+) or refused (-): ${rows.join(' ')}`;
+    visit.hasSession = true;
     if (!refusal) return seen;
     const name = nameOfRows(rows, refusal);
-    visit.takesMessages = name === 'filed-late';
-    visit.delay = visit.limits.pause;
+    visit.hasSession = name === 'filed-late';
     throw new Finding(name, `${seen}, with ${told(refusal)}`);
-  },
-
-  async 'replies come on their own stream'(visit) {
-    if (!visit.takesMessages) return;
-    const stream = await startSession(visit);
-    await callOn(stream, 'tools/list');
-    await callOn(stream, 'ping');
-    visit.hasSession = true;
-    return 'initialize, tools/list and ping are answered';
   },
 
   async 'two sessions stay apart'(visit) {
     if (!visit.hasSession) return;
+    const blame = renamed('shared-server', 'with two sessions open');
     const first = await startSession(visit);
-    try {
-      const second = await startSession(visit);
-      for (const stream of [first, second, first, second]) await callOn(stream, 'ping');
-      return 'each gets its own replies';
-    } catch (error) {
-      throw renamed('shared-server', 'with two sessions open', error);
-    }
+    const second = await startSession(visit).catch(blame);
+    for (const stream of [first, second, first, second]) await callOn(stream, 'ping').catch(blame);
+    return 'each gets its own replies';
   },
 
   async 'an ended id is refused'(visit) {
-    if (!visit.hasSession || (visit.unknown && isAccepted(visit.unknown))) return;
+    if (!visit.hasSession || !visit.unknown || isAccepted(visit.unknown)) return;
     const { controller, endpoint } = await startSession(visit);
     controller.abort();
-    await sleep(visit.limits.pause);
+    await sleep(visit.pause);
     const answer = await postTo(visit, endpoint, messageOf('ping'));
     const seen = `after the end of its stream, it gets ${told(answer)}`;
     if (isAccepted(answer)) throw new Finding('ended-id-accepted', seen);
@@ -1038,33 +984,31 @@ const CHECKS: Record<string, (visit: Visit) => Promise<string | void>> = {
   async 'a client may go on without initialize'(visit) {
     if (!visit.hasSession) return;
     const stream = await open(visit);
-    await sleep(visit.delay);
-    const { answer, reply } = await requestOn(stream, 'tools/list');
-    if (reply?.result) return 'tools/list is answered';
-    const { result } = await callOn(await startSession(visit), 'tools/list');
-    if (!result) return;
-    const refusal = JSON.stringify(reply?.error ?? told(answer));
-    throw new Finding('not-before-initialize', `tools/list gets ${refusal}`);
+    const refused = ({ message }: Error): Message => ({ error: { message } });
+    const { result, error } = await callOn(stream, 'tools/list').catch(refused);
+    if (result) return 'tools/list is answered';
+    const later = await callOn(await startSession(visit), 'tools/list');
+    if (!later.result) return;
+    throw new Finding('not-before-initialize', `tools/list gets ${JSON.stringify(error)}`);
   },
 
   /** A web page can make its own name lead to 127.0.0.1, and then the browser sends that name. */
-  async 'a foreign Host is refused'({ url, headers, limits }) {
+  async 'a foreign Host is refused'({ url, headers, answer }) {
     if (!/^http:\/\/(localhost|127\.[\d.]+|\[::1\])[:/]/.test(url.href)) return;
     // fetch() sends the URL's own Host, whatever it is told.
-    const signal = AbortSignal.timeout(limits.answer);
-    const foreign = { headers: { ...headers, host: 'rebinding.example' }, signal, agent: false };
-    const outgoing = http.get(url, foreign);
-    const [response] = await once(outgoing, 'response').catch(() => []);
-    outgoing.destroy();
-    const seen = `GET gets ${response?.statusCode ?? 'no answer'}`;
-    if (response?.statusCode === 200) throw new Finding('any-host-accepted', seen);
-    return seen;
+    const signal = AbortSignal.timeout(answer);
+    const foreign = { headers: { ...headers, host: 'rebinding.example' }, signal };
+    const response = await request(url, foreign).catch(ignore);
+    response?.body.on('error', ignore).destroy();
+    const status = response?.statusCode ?? 'no answer';
+    if (status === 200) throw new Finding('any-host-accepted', 'GET gets 200');
+    return `GET gets ${status}`;
   },
 
   async 'the stream stays open'(visit) {
     const stream = await (visit.hasSession ? startSession(visit) : open(visit));
-    const { watch } = visit.limits;
-    visit.print(`… an open stream is watched for ${seconds(watch)}`);
+    const { watch, print } = visit;
+    print(`… an open stream is watched for ${seconds(watch)}`);
     const start = Date.now();
     await waitFor(() => stream.endedAt, watch);
     if (stream.endedAt) throw endOf(stream);
@@ -1073,21 +1017,19 @@ const CHECKS: Record<string, (visit: Visit) => Promise<string | void>> = {
     return `for ${seconds(watch)}`;
   },
 
-  async 'a byte comes within the watch'({ silence, limits }) {
-    const { watch, shortestSilence } = limits;
-    if (silence === 0) return;
+  async 'a byte comes within the watch'({ silence, watch, shortestSilence }) {
+    if (!silence || watch < shortestSilence) return;
     if (silence < 0.9 * watch) return 'it is kept alive';
-    if (watch < shortestSilence) return;
     throw new Finding('silent-stream', `none came for ${seconds(watch)}`);
   },
 
   async 'events have the names that clients know'({ strangeName }) {
-    if (strangeName !== '') throw new Finding('wrong-event-name', strangeName);
+    if (strangeName) throw new Finding('wrong-event-name', strangeName);
     return 'endpoint and message';
   },
 
   async 'each message event is JSON-RPC'({ strangeData }) {
-    if (strangeData !== '') throw new Finding('heartbeat-as-data', strangeData);
+    if (strangeData) throw new Finding('heartbeat-as-data', strangeData);
     return 'as far as there was one';
   },
 
@@ -1096,13 +1038,10 @@ const CHECKS: Record<string, (visit: Visit) => Promise<string | void>> = {
     const stream = await startSession(visit);
     for (const [what, body, type] of BAD_MESSAGES) {
       const answer = await postTo(visit, stream.endpoint, body, type);
-      try {
-        await callOn(stream, 'ping');
-      } catch (error) {
-        throw renamed('killed-by-bad-message', `after ${what} (${told(answer)})`, error);
-      }
+      const blame = renamed('killed-by-bad-message', `after ${what} (${told(answer)})`);
+      await callOn(stream, 'ping').catch(blame);
     }
-    return BAD_MESSAGES.map(([what]) => what).join(', ');
+    return 'also JSON that is no message, and another content type';
   },
 };
 
@@ -1118,13 +1057,13 @@ const BODY_IS_READ = /stream is not readable|encoding should not be set|\[object
 function nameOfRefusal(refusal: Exchange) {
   const { visit, status, text } = refusal;
   if (BODY_IS_READ.test(text)) return 'body-already-read';
-  const isOfSession = /session|transport|undefined|null|None|KeyError/i.test(text);
-  if (status < 500 && !isOfSession && BY_STATUS[status]) return BY_STATUS[status];
   // The doctor posts to the URL's own origin only, and messages may be taken elsewhere.
   if (visit.otherOrigin) return 'other-origin';
+  const isOfSession = /session|transport|undefined|null|None|KeyError/i.test(text);
   // A server that fails at every POST says nothing of its sessions.
-  const isFailure = status >= 500 && !isOfSession;
-  return isFailure || !isUnknown(refusal) ? 'reply-lost' : 'id-not-filed';
+  if (status >= 500 && !isOfSession) return 'reply-lost';
+  if (BY_STATUS[status] && !isOfSession) return BY_STATUS[status];
+  return isUnknown(refusal) ? 'id-not-filed' : 'reply-lost';
 }
 
 const JSON_TYPE = 'application/json';
@@ -1134,8 +1073,10 @@ const BAD_MESSAGES = [
   ['another content type', '{"jsonrpc":"2.0","id":0,"method":"ping"}', 'text/plain'],
 ] as const;
 
-function renamed(name: string, when: string, error: unknown) {
-  return error instanceof Finding ? new Finding(name, `${when}, ${error.message}`) : error;
+function renamed(name: string, when: string) {
+  return ({ message }: Error) => {
+    throw new Finding(name, `${when}, ${message}`);
+  };
 }
 
 // ---- Why no stream opens ---------------------------------------------------------------------
@@ -1150,29 +1091,28 @@ const BY_STATUS: Record<number, string> = {
 };
 
 async function explain(stream: Exchange) {
-  const { visit, status, code, type, text, lastByteAt, endedAt } = stream;
+  const { visit, status, code, type, text, lastByteAt } = stream;
   const { url } = visit;
   const seen = `GET ${url.origin}${url.pathname} gets ${told(stream)} ${type}`.trim();
-  if (code !== '' && code !== TIMEOUT) return new Finding(nameOfFailure(stream), seen);
+  if (code && code !== TIMEOUT) return new Finding(nameOfFailure(stream), seen);
   const posted = await postTo(visit, url, messageOf('initialize'));
-  const isStreamable = isMcp(posted) && status !== 401;
-  if (isStreamable) return new Finding('streamable-http', `${seen}; a POST is answered by MCP`);
+  if (isMcp(posted)) return new Finding('streamable-http', `${seen}; a POST is answered by MCP`);
   const name = BY_STATUS[status];
   if (name) return new Finding(name, seen);
   // Another session is open, or an earlier one was never given up.
-  const isOccupied = visit.hasStream || /already (connected|started)/i.test(text);
-  if (isOccupied) return new Finding('shared-server', seen);
-  const isSilent = isEventStream(stream) && !lastByteAt && !endedAt;
+  if (visit.hasStream || /already (connected|started)/i.test(text))
+    return new Finding('shared-server', seen);
+  const isSilent = isEventStream(stream) && !lastByteAt;
   if (status && !isSilent) return new Finding('wrong-url', `${seen}; ${await findBeside(visit)}`);
   const root = await exchange(visit, new URL('/', url));
-  const isAnswering = [stream, posted, root].some((one) => one.status);
+  const isAnswering = status || posted.status || root.status;
   return new Finding(isAnswering ? 'buffered' : 'unreachable', `${seen}, no endpoint event`);
 }
 
 function nameOfFailure({ visit, code, text }: Exchange) {
   if (code === 'ECONNREFUSED' && visit.hasStream) return 'died';
   // The codes of the network are like ECONNREFUSED; those of TLS follow no rule.
-  const isNetwork = /^(E(?!PROTO)[A-Z]+|(EAI|UND)_\w+)$/.test(code) && !text.includes('TLS');
+  const isNetwork = /^no answer: (E(?!PROTO)[A-Z]+|(EAI|UND)_\w+) (?!.*TLS)/.test(text);
   const isTls = visit.url.protocol === 'https:' && !isNetwork;
   return isTls ? 'untrusted-certificate' : 'unreachable';
 }
@@ -1189,30 +1129,28 @@ async function findBeside(visit: Visit) {
 
 function isMcp({ status, text }: Exchange) {
   const [, data = text] = /^data:(.*)$/m.exec(text) ?? [];
-  return messagesIn(data).some(({ result, error }) => result ?? (error && status <= 400));
+  const { result, error } = messageIn(data) ?? {};
+  return result ?? (error && status <= 400);
 }
 
 // ---- Streams ---------------------------------------------------------------------------------
 
-const EVENT_STREAM = 'text/event-stream';
+const ACCEPT = 'text/event-stream, application/json';
+const TIMEOUT = 'TIMEOUT';
+const PROXY = process.env['HTTP_PROXY'] ? ' (HTTP_PROXY is set)' : '';
 
 const isEventStream = ({ status, type }: Exchange) =>
-  status === 200 && type.startsWith(EVENT_STREAM);
+  status === 200 && type.startsWith('text/event-stream');
 
 /** Sends a request. If an event stream answers a GET, it is listened to. */
 async function exchange(visit: Visit, url: URL, init: RequestInit = {}) {
   const stream = new Exchange(visit, url);
   const { controller } = stream;
   visit.streams.push(stream);
-  const timeout = Object.assign(new Error('it takes too long'), { code: TIMEOUT });
-  const timer = setTimeout(() => controller.abort(timeout), visit.limits.answer);
+  const giveUp = () => controller.abort({ code: TIMEOUT, message: 'it takes too long' });
+  const timer = setTimeout(giveUp, visit.answer);
   try {
-    const headers = {
-      accept: EVENT_STREAM,
-      ...init.headers,
-      ...visit.headers,
-      connection: 'close',
-    };
+    const headers = { accept: ACCEPT, ...init.headers, ...visit.headers, connection: 'close' };
     const response = await fetch(url, { ...init, headers, signal: controller.signal });
     stream.status = response.status;
     stream.type = response.headers.get('content-type') ?? '';
@@ -1222,7 +1160,7 @@ async function exchange(visit: Visit, url: URL, init: RequestInit = {}) {
   } catch (error) {
     const { cause = error } = error as Error;
     const { name, code = name, message } = cause as NodeJS.ErrnoException;
-    Object.assign(stream, { code, text: `no answer: ${code} ${message}` });
+    Object.assign(stream, { code, text: `no answer: ${code} ${message}${PROXY}` });
   }
   clearTimeout(timer);
   return stream;
@@ -1231,29 +1169,27 @@ async function exchange(visit: Visit, url: URL, init: RequestInit = {}) {
 /** Opens a stream and waits for its `endpoint` event. */
 async function open(visit: Visit) {
   const stream = await exchange(visit, visit.url);
-  const isDone = () => stream.hasEndpoint || stream.endedAt || !isEventStream(stream);
-  await waitFor(isDone, visit.limits.answer);
-  if (!stream.hasEndpoint) throw await explain(stream);
+  const isDone = () => stream.madeUp || stream.endedAt || !isEventStream(stream);
+  await waitFor(isDone, visit.answer);
+  if (!stream.madeUp) throw await explain(stream);
   return stream;
 }
 
 /** Opens a stream and does what each client does first. */
 async function startSession(visit: Visit) {
   const stream = await open(visit);
-  await sleep(visit.delay);
   await callOn(stream, 'initialize');
   await postTo(visit, stream.endpoint, { jsonrpc: '2.0', method: 'notifications/initialized' });
   return stream;
 }
 
 async function listen(stream: Exchange, { body, url }: Response) {
-  const decoder = new TextDecoder();
   const parser = createParser({ onEvent: (event) => hear(stream, event) });
   stream.endpoint = new URL(url);
   try {
-    for await (const chunk of body ?? []) {
+    for await (const chunk of body?.pipeThrough(new TextDecoderStream()) ?? []) {
       stream.lastByteAt = Date.now();
-      parser.feed(decoder.decode(chunk, { stream: true }));
+      parser.feed(chunk);
     }
   } catch {
     // A stream that breaks off has ended, too.
@@ -1262,17 +1198,18 @@ async function listen(stream: Exchange, { body, url }: Response) {
 }
 
 function hear(stream: Exchange, { event = 'message', data }: EventSourceMessage) {
-  const { visit, endpoint, hasEndpoint } = stream;
-  if (event === 'endpoint' && !hasEndpoint) takeEndpoint(stream, new URL(data, endpoint));
-  const messages = messagesIn(data);
-  if (messages.length === 0 && event === 'message') visit.strangeData = `one was ${quote(data)}`;
-  for (const message of messages) {
-    const { id, method } = message;
-    if (method === 'ping') void postTo(visit, endpoint, { jsonrpc: '2.0', id, result: {} });
-    if (method || visit.replies.has(id)) continue;
-    visit.replies.set(id, { ...message, stream });
-    if (event !== 'message') visit.strangeName = `a reply came as the event ${event}`;
+  const { visit, endpoint, madeUp } = stream;
+  if (event === 'endpoint' && !madeUp) takeEndpoint(stream, new URL(data, endpoint));
+  const message = messageIn(data);
+  if (!message) {
+    if (event === 'message') visit.strangeData = `one was ${quote(data)}`;
+    return;
   }
+  const { id, method } = message;
+  if (method === 'ping') void postTo(visit, endpoint, { jsonrpc: '2.0', id, result: {} });
+  if (method || visit.replies.has(id)) return;
+  visit.replies.set(id, { ...message, stream });
+  if (event !== 'message') visit.strangeName = `a reply came as the event ${event}`;
 }
 
 // An id is in a parameter of that name, or else in the last part that has digits.
@@ -1285,21 +1222,20 @@ function takeEndpoint(stream: Exchange, { origin, pathname, search }: URL) {
   const path = visit.prefix + pathname + search;
   const [id = ''] = ID.exec(path) ?? [];
   const madeUp = id.replace(/\w{1,8}(?=\W*$)/, String(randomInt(1e7, 1e8)));
-  for (const one of [id, madeUp]) visit.secrets.set(one, shorten(one));
+  visit.secrets.push(id, madeUp);
   stream.endpoint = new URL(endpoint.origin + path);
-  visit.endpoint = stream.endpoint;
   stream.madeUp = new URL(endpoint.origin + path.replace(ID, madeUp));
-  stream.hasEndpoint = true;
 }
 
-async function closeStreams({ streams, limits }: Visit) {
+async function closeStreams({ streams, pause }: Visit) {
   for (const { controller } of streams.splice(0)) controller.abort();
-  await sleep(limits.settle);
+  // The server needs time to see it.
+  await sleep(pause / 10);
 }
 
 function endOf({ visit, openedAt, endedAt }: Exchange) {
   const age = endedAt - openedAt;
-  const name = age < 1.5 * visit.limits.pause ? 'removed-early' : 'cut-off';
+  const name = age < 1.5 * visit.pause ? 'removed-early' : 'cut-off';
   return new Finding(name, `the stream ended by itself after ${seconds(age)}`);
 }
 
@@ -1314,51 +1250,50 @@ function messageOf(method: string) {
   return { jsonrpc: '2.0', id: lastId, method, ...(method === 'initialize' && { params }) };
 }
 
-/** The messages in a text: none if it is not JSON-RPC. */
-function messagesIn(text: string): Message[] {
+/** The message in a text, if it is JSON-RPC. */
+function messageIn(text: string): Message | undefined {
   try {
-    const messages: Message[] = [JSON.parse(text)].flat();
-    return messages.filter(({ jsonrpc }) => jsonrpc === '2.0');
+    const message = JSON.parse(text);
+    return message.jsonrpc ? message : undefined;
   } catch {
-    return [];
+    return undefined;
   }
 }
 
-/** Sends a request and waits for its reply, on whatever stream it comes. */
-async function requestOn(stream: Exchange, method: string) {
+/** Sends a request. Unless it is refused, its reply has to come on the same stream. */
+async function tryOn(stream: Exchange, method: string) {
   const { visit, endpoint } = stream;
-  const { replies, limits } = visit;
   const message = messageOf(method);
   const answer = await postTo(visit, endpoint, message);
-  const isDone = () => replies.has(message.id) || stream.endedAt;
-  await waitFor(isDone, isAccepted(answer) ? limits.reply : limits.settle);
-  return { answer, reply: replies.get(message.id) };
-}
-
-/** Sends a request whose reply has to come on the stream. */
-async function callOn(stream: Exchange, method: string) {
-  const { answer, reply } = await requestOn(stream, method);
-  if (reply?.stream === stream) return reply;
+  const isDone = () => visit.replies.has(message.id) || stream.endedAt;
+  if (isAccepted(answer)) await waitFor(isDone, visit.reply);
+  const reply = visit.replies.get(message.id);
+  if (reply?.stream === stream) return { answer, reply };
   if (stream.endedAt) throw endOf(stream);
   const seen = `${method} gets ${told(answer)}`;
   if (reply) throw new Finding('shared-server', `${seen}, and the reply comes on another stream`);
-  if (isTaken(answer) || !isUnknown(answer)) {
-    throw new Finding('reply-lost', `${seen}, and no reply comes on the stream`);
-  }
-  throw new Finding(method === 'initialize' ? 'filed-late' : 'removed-early', seen);
+  if (!isAccepted(answer)) return { answer, reply };
+  throw new Finding('reply-lost', `${seen}, and no reply comes on the stream`);
+}
+
+/** Sends a request that must not be refused, except at first: the session may be filed late. */
+async function callOn(stream: Exchange, method: string) {
+  const first = await tryOn(stream, method);
+  if (first.reply) return first.reply;
+  await sleep(stream.visit.pause);
+  const { answer, reply } = await tryOn(stream, method);
+  if (reply) return reply;
+  const name = isUnknown(answer) ? 'removed-early' : 'reply-lost';
+  throw new Finding(name, `${method} gets ${told(answer)}`);
 }
 
 function postTo(visit: Visit, url: URL, message: object | string, type = JSON_TYPE) {
   const body = typeof message === 'string' ? message : JSON.stringify(message);
-  const headers = { 'content-type': type, accept: `${JSON_TYPE}, ${EVENT_STREAM}` };
-  return exchange(visit, url, { method: 'POST', headers, body });
+  return exchange(visit, url, { method: 'POST', headers: { 'content-type': type }, body });
 }
 
-const TIMEOUT = 'TIMEOUT';
-
-const isTaken = ({ status }: Exchange) => status >= 200 && status < 300;
-
-const isAccepted = (answer: Exchange) => isTaken(answer) || answer.code === TIMEOUT;
+const isAccepted = ({ status, code }: Exchange) =>
+  (status >= 200 && status < 300) || code === TIMEOUT;
 
 /** Whether this is how a made-up id is answered; ids, numbers and paths in the text may differ. */
 function isUnknown(answer: Exchange) {
@@ -1376,24 +1311,22 @@ async function waitFor(isReached: () => unknown, limit: number) {
 
 // ---- What is shown ---------------------------------------------------------------------------
 
-const shorten = (id: string) => `${id.slice(0, Math.min(8, id.length / 2))}…`;
-
 /** Hides tokens and session ids, and whatever else looks like one. */
 function hide({ secrets }: Visit, text: string) {
   let hidden = text;
-  for (const [secret, shown] of secrets) {
+  for (const secret of secrets) {
     // A shorter one may be a part of anything.
-    if (secret.length > 3) hidden = hidden.replaceAll(secret, shown);
+    if (secret.length > 3) hidden = hidden.replaceAll(secret, '***');
   }
-  return hidden.replace(/(?=[\w-]*\d)[\w-]{20,}/g, shorten);
+  return hidden.replace(/(?=[\w-]*\d)([\w-]{8})[\w-]{12,}/g, '$1…');
 }
 
 const told = ({ status, text }: Exchange) => (status ? `${status} ${quote(text)}` : text);
 
 /** A text in one short line, without markup and control characters. */
 function quote(text: string) {
-  const line = text.replace(/<(style|script|head)[^]*?<\/\1>|<[^>]*>|[\p{C}\s]+/gu, ' ');
-  return `"${line.replace(/ +/g, ' ').trim().slice(0, 100)}"`;
+  const line = text.replace(/(<(style|script|head)[^]*?<\/\2>|<[^>]*>|[\p{C}\s])+/gu, ' ');
+  return `"${line.trim().slice(0, 100)}"`;
 }
 
 const seconds = (ms: number) => `${(ms / 1_000).toFixed(1)} s`;
@@ -1401,31 +1334,31 @@ const seconds = (ms: number) => `${(ms / 1_000).toFixed(1)} s`;
 // ---- The examination and its command line ----------------------------------------------------
 
 /** Looks at a server from outside as a client would, and prints what each check saw. */
-async function examine(url: string, options: Options = {}, print = (_line: string) => {}) {
-  const visit = newVisit(url, options, print);
+async function examine(url: string, options: Options) {
+  const visit = newVisit(url, options);
+  const { print, pause } = visit;
   const findings: { name: string; kind: string; seen: string }[] = [];
-  let lastTitle = '';
+  /** The last check that could begin: if the server dies, it has died of that one. */
+  let place = '';
   for (const [title, run] of Object.entries(CHECKS)) {
-    let place = title;
     let outcome = await attempt(visit, run);
+    if (!(outcome instanceof Finding && outcome.name === 'died')) place = title;
     if (outcome instanceof Finding) {
-      // A check that could not even begin has not killed the server: the one before it has.
-      if (outcome.found === 'died') place = lastTitle;
       // It proves before it accuses. By now, a server that only restarts is back.
-      await sleep(visit.limits.pause);
+      await sleep(pause);
       outcome = await attempt(visit, run);
     }
-    lastTitle = title;
     if (outcome instanceof Finding) {
-      const { found: name, message } = outcome;
+      const { name, message } = outcome;
       const kind = RISKS.includes(name) ? 'risk' : 'problem';
       const seen = hide(visit, `${place}: ${message}`);
       print(`${kind === 'risk' ? '!' : '✘'} ${seen}`);
       if (findings.some((finding) => finding.name === name)) continue;
       findings.push({ name, kind, seen });
       print(adviceOn(name));
-      if (name === 'died') print('The rest was not checked.');
-      if (!visit.hasStream || name === 'died') break;
+      if (visit.hasStream && name !== 'died') continue;
+      print('The rest was not checked.');
+      break;
     } else if (outcome) {
       print(hide(visit, `✔ ${title}: ${outcome}`));
     }
@@ -1454,7 +1387,7 @@ async function runDoctor(args: string[]) {
     return 2;
   }
   const { url, options, json } = command;
-  const result = await examine(url, options, json ? ignore : console.log);
+  const result = await examine(url, options);
   const names = result.findings.map(({ name }) => name).join(', ') || 'nothing';
   console.log(json ? JSON.stringify(result) : `Found: ${names}.`);
   return result.findings.some(({ kind }) => kind === 'problem') ? 1 : 0;
@@ -1472,12 +1405,14 @@ function readCommand(args: string[]) {
         json: { type: 'boolean', default: false },
       },
     });
+    const { header, json } = values;
     const [url = ''] = positionals;
-    const seconds = Number(values.watch);
-    if (!/^https?:\/\/[^@]+$/.test(url) || !URL.canParse(url) || !(seconds >= 0)) return undefined;
-    const lines = values.header.map((line) => line.split(/:\s*(.*)/, 2) as [string, string]);
+    const watch = 1_000 * Number(values.watch);
+    assert.match(url, /^https?:\/\/[^@]+$/);
+    assert.ok(URL.canParse(url) && watch >= 0);
+    const lines = header.map((line) => line.split(/:\s*(.*)/, 2) as [string, string]);
     const headers = Object.fromEntries(new Headers(lines));
-    return { url, json: values.json, options: { headers, watch: 1_000 * seconds } };
+    return { url, json, options: { headers, watch, print: json ? ignore : console.log } };
   } catch {
     return undefined;
   }
@@ -1487,82 +1422,109 @@ if (task === 'doctor') process.exitCode = await runDoctor(process.argv.slice(3))
 
 // ---- Faulty servers --------------------------------------------------------------------------
 
+type ServerResponse = http.ServerResponse;
+
 /** A request, and the session that it belongs to. */
-type Call = {
-  id: string;
-  stream: http.ServerResponse;
-  req: http.IncomingMessage;
-  res: http.ServerResponse;
-};
+type Call = { id: string; stream: ServerResponse; req: http.IncomingMessage; res: ServerResponse };
 
 /** A healthy server by hand, whose results are empty. Each fault below replaces a part of it. */
-const HEALTHY = {
-  options: {} as Options,
-  origin: '',
-  close: ignore as () => unknown,
-  protocol: 'http:',
-  lineEnd: '\n',
-  eventName: 'message',
-  streams: new Map<string, http.ServerResponse>(),
-  posts: 0,
-  handle(req: http.IncomingMessage, res: http.ServerResponse): unknown {
+class Healthy {
+  options: Options = {};
+  protocol = 'http:';
+  eventName = 'message';
+  streams = new Map<string, ServerResponse>();
+  requests = 0;
+  server = http.createServer((req, res) => this.handle(req, res));
+
+  get origin() {
+    return `${this.protocol}//127.0.0.1:${(this.server.address() as AddressInfo).port}`;
+  }
+
+  handle(req: http.IncomingMessage, res: ServerResponse): unknown {
+    this.requests += 1;
     if (!this.allows(req)) return res.writeHead(403).end('Forbidden');
-    const [path, query = ''] = req.url?.split('?') ?? [];
+    const [path, id = ''] = String(req.url).split(/\?\w+=/);
     if (path === '/mcp/sse' && req.method === 'GET') return this.open(res);
-    if (path !== '/mcp/messages') return res.writeHead(404).end('Not found');
-    this.posts += 1;
-    const [, id = ''] = query.split('=');
-    const stream = this.find(id);
+    const stream = path === '/mcp/messages' && this.find(id);
     return stream ? this.take({ id, stream, req, res }) : this.refuse(res);
-  },
-  allows: (req: http.IncomingMessage) => req.headers.host?.startsWith('127.0.0.1:'),
-  open(res: http.ServerResponse): unknown {
+  }
+
+  allows({ headers }: http.IncomingMessage) {
+    return headers.host?.startsWith('127.0.0.1:');
+  }
+
+  open(res: ServerResponse) {
     const id = randomUUID();
-    this.file(id, res);
+    this.streams.set(id, res);
     res.writeHead(200, { 'content-type': 'text/event-stream' });
     this.write(res, 'endpoint', this.endpoint(id));
     const timer = setInterval(() => this.beat(res), 50);
-    return res.on('close', () => {
+    res.on('close', () => {
       clearInterval(timer);
       this.remove(id);
     });
-  },
-  file(id: string, res: http.ServerResponse): unknown {
-    return this.streams.set(id, res);
-  },
-  remove(id: string): unknown {
-    return this.streams.delete(id);
-  },
+  }
+
   find(id: string) {
     return this.streams.get(id);
-  },
-  endpoint: (id: string) => `/mcp/messages?sessionId=${id}`,
-  refuse: (res: http.ServerResponse) => res.writeHead(404).end('Session not found'),
-  write(res: http.ServerResponse, event: string, data: string): unknown {
-    const { lineEnd } = this;
-    return res.write(`event: ${event}${lineEnd}data: ${data}${lineEnd}${lineEnd}`);
-  },
-  beat: (res: http.ServerResponse): unknown => res.write(': keep-alive\n\n'),
-  async take(call: Call): Promise<unknown> {
-    const [message] = messagesIn(await text(call.req));
+  }
+
+  remove(id: string) {
+    this.streams.delete(id);
+  }
+
+  endpoint(id: string) {
+    return `/mcp/messages?sessionId=${id}`;
+  }
+
+  refuse(res: ServerResponse) {
+    res.writeHead(404).end('Session not found');
+  }
+
+  write(res: ServerResponse, event: string, data: string) {
+    res.write(`event: ${event}\ndata: ${data}\n\n`);
+  }
+
+  beat(res: ServerResponse) {
+    res.write(': keep-alive\n\n');
+  }
+
+  /** What happens when the doctor says that it watches. */
+  rest() {}
+
+  async take(call: Call) {
+    const message = messageIn(await text(call.req));
     if (!message) return this.reject(call);
     this.accept(call);
     const { id, method = '' } = message;
     const reply = { jsonrpc: '2.0', id, ...this.reply(method, call) };
-    return id && this.send(call, JSON.stringify(reply));
-  },
-  accept: ({ res }: Call): unknown => res.writeHead(202).end('Accepted'),
-  reject: ({ res }: Call): unknown => res.writeHead(400).end('Not a message'),
-  reply: (_method: string, _call: Call): object => ({ result: {} }),
-  send({ stream }: Call, reply: string): unknown {
-    return this.write(stream, this.eventName, reply);
-  },
-};
+    if (id) this.send(call, JSON.stringify(reply));
+  }
 
-type Fault = Partial<typeof HEALTHY> & ThisType<typeof HEALTHY>;
+  accept({ res }: Call) {
+    res.writeHead(202).end('Accepted');
+  }
 
-const answering = (status: number): Fault => ({ handle: (_, res) => res.writeHead(status).end() });
-const isReady = new WeakSet<http.ServerResponse>();
+  reject({ res }: Call) {
+    res.writeHead(400).end('Not a message');
+  }
+
+  reply(_method: string, _call: Call): object {
+    return { result: {} };
+  }
+
+  send({ stream }: Call, reply: string) {
+    this.write(stream, this.eventName, reply);
+  }
+}
+
+type Fault = Partial<Healthy> & ThisType<Healthy>;
+
+const answering = (status: number): Fault => ({
+  handle: ({ headers }, res) => res.writeHead(status).end(`No: ${headers.authorization}`),
+});
+/** The ids that have been here before. */
+const known = new Set<unknown>();
 
 const FAULTS: Record<string, Fault> = {
   unreachable: { handle: (req) => req.destroy() },
@@ -1570,69 +1532,69 @@ const FAULTS: Record<string, Fault> = {
   unauthorized: answering(401),
   'host-refused': answering(421),
   'streamable-http': {
-    handle(req, res) {
-      if (req.method !== 'POST') return res.writeHead(405).end();
-      return res.end('{"jsonrpc":"2.0","id":1,"result":{}}');
+    handle({ method }, res) {
+      res.writeHead(method === 'POST' ? 200 : 405).end('{"jsonrpc":"2.0","id":1,"result":{}}');
     },
   },
   'wrong-url': answering(404),
   'bad-gateway': answering(502),
-  buffered: { write: ignore, beat: ignore, options: { answer: 500 } },
+  buffered: { write: ignore, beat: ignore, options: { answer: 1_000 } },
   'other-origin': { endpoint: (id) => `http://mcp.internal/mcp/messages?sessionId=${id}` },
   'missing-prefix': { endpoint: (id) => `/messages?sessionId=${id}` },
-  'id-not-filed': {
-    file(_id, res) {
-      return this.streams.set(randomUUID(), res);
-    },
-  },
+  'id-not-filed': { endpoint: () => `/mcp/messages?sessionId=${randomUUID()}` },
   'filed-late': {
-    file(id, res) {
-      return setTimeout(() => this.streams.set(id, res), 150);
+    find(id) {
+      if (known.has(id)) return this.streams.get(id);
+      known.add(id);
+      return undefined;
     },
-    options: { pause: 300 },
   },
   'removed-early': {
     accept({ id, res }) {
       this.remove(id);
-      return res.writeHead(202).end();
+      res.writeHead(202).end();
     },
   },
   'several-processes': {
     find(id) {
-      return this.posts % 2 ? undefined : this.streams.get(id);
+      return this.requests % 2 ? undefined : this.streams.get(id);
     },
   },
   'body-already-read': {
-    accept: ({ res }) => res.writeHead(400).end('InternalServerError: stream is not readable'),
+    accept({ res }) {
+      res.writeHead(400).end('InternalServerError: stream is not readable');
+    },
   },
   'shared-server': {
     send(_call, reply) {
-      return this.streams.forEach((stream) => this.write(stream, 'message', reply));
+      this.streams.forEach((stream) => this.write(stream, 'message', reply));
     },
   },
-  'reply-lost': { send: ignore, options: { reply: 500 } },
+  'reply-lost': { send: ignore, options: { reply: 300 } },
   'wrong-event-name': { eventName: 'reply' },
   'heartbeat-as-data': { beat: (res) => res.write('data: ping\n\n') },
   'killed-by-bad-message': {
     reject({ id, res }) {
       this.remove(id);
-      return res.writeHead(400).end();
+      res.writeHead(400).end();
     },
   },
   died: {
     reject() {
-      return this.close();
+      this.server.close().closeAllConnections();
     },
   },
   'cut-off': {
-    beat: (res) => setTimeout(() => res.destroy(), 1_500),
-    options: { watch: 2_500 },
+    rest() {
+      setTimeout(() => this.server.closeAllConnections(), 200);
+    },
+    options: { watch: 10_000 },
   },
   'silent-stream': { beat: ignore, options: { shortestSilence: 0 } },
   'not-before-initialize': {
-    reply(method, { stream }) {
-      if (method === 'initialize') isReady.add(stream);
-      return isReady.has(stream) ? { result: {} } : { error: { code: -32602 } };
+    reply(method, { id }) {
+      if (method === 'initialize') known.add(id);
+      return known.has(id) ? { result: {} } : { error: { code: -32602 } };
     },
   },
   'unknown-id-accepted': { refuse: (res) => res.writeHead(202).end() },
@@ -1641,84 +1603,85 @@ const FAULTS: Record<string, Fault> = {
 };
 
 async function serve(fault: Fault) {
-  const made = { ...HEALTHY, streams: new Map<string, http.ServerResponse>(), ...fault };
-  const server = http.createServer((req, res) => made.handle(req, res));
-  await once(server.listen(0, '127.0.0.1'), 'listening');
-  made.close = () => server.close().closeAllConnections();
-  cleanups.push(made.close);
-  const { port } = server.address() as AddressInfo;
-  made.origin = `${made.protocol}//127.0.0.1:${port}`;
+  const made = Object.assign(new Healthy(), fault);
+  await once(made.server.listen(0, '127.0.0.1'), 'listening');
+  cleanups.push(() => made.server.close().closeAllConnections());
   return made;
 }
 
 /** Waits are short; limits are wide, since only a fault reaches them. */
 async function expectFindings(fault: Fault, expected: string[]) {
-  const { origin, options } = await serve(fault);
+  const made = await serve(fault);
   const lines: string[] = [];
-  const short = { pause: 80, settle: 30, watch: 400, ...options };
-  const { findings } = await examine(`${origin}/mcp/sse`, short, (line) => lines.push(line));
+  const print = (line: string) => {
+    lines.push(line);
+    if (line.startsWith('…')) made.rest();
+  };
+  const options = { pause: 80, watch: 200, print, ...made.options };
+  const { findings } = await examine(`${made.origin}/mcp/sse`, options);
   const names = findings.map(({ name }) => name);
   assert.deepEqual(names, expected, lines.join('\n'));
   assert.doesNotMatch(lines.join('\n'), /[\da-f]{8}-[\da-f]{4}/, 'a whole session id is shown');
+  if (expected.length === 0) assert.ok(made.requests <= 60, `${made.requests} requests`);
 }
 
 describe('The doctor', { concurrency: 20 }, () => {
+  test('is a command that shows no token', async () => {
+    const { origin } = await serve(answering(401));
+    const words = ['doctor', origin, '--json', '--header', 'Authorization: Bearer secret-of-mine'];
+    const command = ['--import', 'tsx', import.meta.filename, ...words];
+    const run = await promisify(execFile)(process.execPath, command).catch((error) => error);
+    const seen = `the stream opens: GET ${origin}/ gets 401 "No: *** ***"`;
+    const findings = [{ name: 'unauthorized', kind: 'problem', seen }];
+    assert.deepEqual(JSON.parse(run.stdout), { url: origin, findings });
+    assert.deepEqual([run.code, run.stderr], [1, '']);
+    assert.equal(await runDoctor([origin, '--header', 'secret-of-mine']), 2);
+    assert.equal(logged.at(-1), USAGE);
+  });
+
   for (const [name, fault] of Object.entries(FAULTS)) {
     test(`finds ${name}, and nothing else`, () => expectFindings(fault, [name]));
   }
 
-  test('finds nothing on a server with other spellings, and asks it little', async () => {
-    let requests = 0;
+  test('finds nothing on a server with other spellings', () => {
     const spellings: Fault = {
-      lineEnd: '\r\n',
+      write: (res, event, data) => res.write(`event: ${event}\r\ndata: ${data}\r\n\r\n`),
+      accept: ({ res }) => res.writeHead(204).end(),
       endpoint(id) {
         return `${this.origin}/mcp/messages?session_id=${id}`;
       },
-      accept: ({ res }) => res.writeHead(204).end(),
-      allows(req) {
-        requests += 1;
-        return HEALTHY.allows(req);
-      },
     };
-    await expectFindings(spellings, []);
-    assert.ok(requests <= 60, `${requests} requests`);
+    return expectFindings(spellings, []);
   });
 
-  test('finds nothing on a server of the SDK', async () => {
-    const transports = new Map<string, SSEServerTransport>();
-    await expectFindings(
-      {
-        async open(res) {
-          const transport = new SSEServerTransport('/mcp/messages', res);
-          const { sessionId } = transport;
-          transports.set(sessionId, transport);
-          transport.onclose = () => this.remove(sessionId);
-          this.file(sessionId, res);
-          await new McpServer({ name: 'sdk', version: '1.0.0' }).connect(transport);
-        },
-        take: async ({ id, req, res }) => transports.get(id)?.handlePostMessage(req, res),
-      },
-      [],
-    );
-  });
-
-  test('is a command that shows no token', async () => {
-    const { origin } = await serve({
-      handle: ({ headers }, res) => res.writeHead(401).end(`No: ${headers.authorization}`),
+  test('finds nothing on a server of the SDK alone', () => {
+    const transports = new Map<string | undefined, SSEServerTransport>();
+    const server = http.createServer((req, res) => {
+      if (!req.headers.host?.startsWith('127.0.0.1')) return res.writeHead(403).end();
+      if (req.method === 'POST') {
+        const transport = transports.get(req.url?.split('=')[1]);
+        return transport?.handlePostMessage(req, res) ?? res.writeHead(400).end('No transport');
+      }
+      const transport = new SSEServerTransport('/mcp/messages', res);
+      transports.set(transport.sessionId, transport);
+      transport.onclose = () => transports.delete(transport.sessionId);
+      return createTestServer().connect(transport);
     });
-    const run = (...words: string[]) => {
-      const command = ['--import', 'tsx', import.meta.filename, 'doctor', origin, ...words];
-      return promisify(execFile)(process.execPath, command).catch((error) => error);
-    };
-    const [right, wrong] = await Promise.all([
-      run('--json', '--header', 'Authorization: Bearer secret-of-mine'),
-      run('--header', 'secret-of-mine'),
-    ]);
-    const seen = `the stream opens: GET ${origin}/ gets 401 "No: *** ***"`;
-    const findings = [{ name: 'unauthorized', kind: 'problem', seen }];
-    assert.deepEqual(JSON.parse(right.stdout), { url: origin, findings });
-    assert.deepEqual([right.code, wrong.code, wrong.stderr], [1, 2, `${USAGE}\n`]);
+    return expectFindings({ server }, []);
   });
+
+  for (const token of ['', 'secret-of-mine']) {
+    test(`finds nothing on the server of this project with the token "${token}"`, async () => {
+      const { server } = createMcpHttpServer({
+        getServer: createTestServer,
+        token,
+        ssePath: '/mcp/sse',
+        messagesPath: '/mcp/messages',
+      });
+      const options = { headers: { authorization: `Bearer ${token}` } };
+      await expectFindings({ server, options }, []);
+    });
+  }
 });
 
 // ==== The exercises ===========================================================================
@@ -1745,10 +1708,10 @@ function orMissing(missing: string) {
   };
 }
 
-const OTHERS: [who: string, headers: Record<string, string>, expected: number][] = [
+const OTHERS = [
   ['without the token', {}, 401],
   ['with a foreign Origin', { ...WITH_TOKEN, origin: 'http://attacker.example' }, 403],
-];
+] as const;
 
 /** The checks of Origin and of the token come before everything that a path does. */
 async function refusesOthers(url: string, requests: string[]) {
@@ -1949,7 +1912,7 @@ type Edit = [string, string];
 function edit(source: string, edits: Edit[]) {
   return edits.reduce((text, [find, replacement]) => {
     const parts = text.split(find);
-    demand(parts.length === 2, '`git checkout server.ts` first: this must be in it once', find);
+    demand(parts.length === 2, 'Run `git checkout server.ts` first: it must have this once', find);
     return parts.join(replacement);
   }, source);
 }
@@ -1983,7 +1946,10 @@ const PLACED: Record<string, [string, ...Edit[]]> = {
       'await mcpServer.connect(transport);',
     ],
   ],
-  '3e': ['a comment comes at each interval', ["res.write(': keep-alive\\n\\n')", "res.write('')"]],
+  '3e': [
+    'a comment comes at each interval, until the session ends',
+    ["res.write(': keep-alive\\n\\n')", "res.write('')"],
+  ],
 };
 
 /** Puts a fault into server.ts, and says what two clients see. */
@@ -2081,7 +2047,7 @@ async function readSolution(number: string) {
 const FOREIGN = '      if (isForeign(req, allowedHosts)) {\n';
 const HEALTHZ = "      if (path === '/healthz') return";
 
-/** Works that people do hand in: what is wrong, what the check must say, and the change. */
+/** Wrong solutions that people hand in: the fault, what the check must say, and the change. */
 const WRONG: Record<string, [RegExp, ...Edit[]][]> = {
   '4': [
     // Refused requests are counted.
@@ -2139,10 +2105,11 @@ const WRONG: Record<string, [RegExp, ...Edit[]][]> = {
 };
 const NOTHING = /must get 200, .*404|must be a tool|connect to \/mcp.*Not found/;
 
-describe('The exercises', { concurrency: 6 }, () => {
+describe('The exercises', SUITE, () => {
   const folder = `.exercises-${process.pid}`;
   const source = readFileSync('server.ts', 'utf8');
   process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
+  before(() => void nodeTest.mock.method(console, 'log', ignore));
 
   /** Runs a server.ts in this process, because a child for each takes a minute in all. */
   async function load(text: string): Promise<Start> {
@@ -2170,8 +2137,7 @@ describe('The exercises', { concurrency: 6 }, () => {
   }
 
   for (const [number, wrong] of Object.entries(WRONG)) {
-    test(`exercise ${number} passes the printed solution, and refuses other works`, async (t) => {
-      t.mock.method(console, 'log', ignore);
+    test(`exercise ${number} passes the printed solution, and refuses wrong ones`, async () => {
       const solved = edit(source, await readSolution(number));
       await prove(number, NOTHING, source);
       await prove(number, /passed/, solved);
@@ -2196,10 +2162,10 @@ describe('The exercises', { concurrency: 6 }, () => {
 
 const fileText = (name: string) => readFileSync(join(import.meta.dirname, name), 'utf8');
 
-describe('README', { concurrency: true }, () => {
+describe('README', SUITE, () => {
   const page = fileText('README.md');
   const code = fileText('server.ts');
-  const { scripts, engines } = JSON.parse(fileText('package.json'));
+  const { scripts } = JSON.parse(fileText('package.json'));
   const block = (info: string) => {
     const [, rest = ''] = page.split(`\n\`\`\`${info}\n`);
     assert.ok(rest, `The page has no block of ${info}`);
@@ -2269,24 +2235,20 @@ describe('README', { concurrency: true }, () => {
     const processes = [...page.matchAll(/PORT=(\d+) MESSAGES_PATH=(\/\w+\/)/g)];
     assert.equal(processes.length, 2);
     for (const [, port, prefix] of processes) {
-      assertQuoted(`server 127.0.0.1:${port} `, nginx);
-      assertQuoted(`location ${prefix} { proxy_pass http://127.0.0.1:${port}; }`, nginx);
+      assertQuoted(
+        `server 127.0.0.1:${port} …location ${prefix} { proxy_pass http://127.0.0.1:${port};`,
+        nginx,
+      );
     }
-    assertQuoted(`location = ${readSettings({}).SSE_PATH} {`, nginx);
   });
 
   test('the entry and the example of a client reach the server', async (t) => {
     const { firewall } = JSON.parse(block('json')).mcpServers;
     assert.deepEqual(firewall, { type: 'sse', url: `${shownUrl}/sse` });
-    const folder = await mkdtemp('node_modules/.client-');
-    cleanups.push(() => rm(folder, { recursive: true }));
-    const file = `./${folder}/client.mts`;
+    const file = `./node_modules/.client-${process.pid}.mts`;
+    cleanups.push(() => rm(file));
     const { url } = await startServer({ getServer: () => getServer(), token: 's3cret' });
     await writeFile(file, block('ts client.ts').replace(shownUrl, url));
-    const flags = scripts.typecheck.replaceAll(/^tsc | server.*/g, '').split(' ');
-    const tsc = ['node_modules/typescript/bin/tsc', ...flags, file];
-    const compiler = spawn(process.execPath, tsc, { stdio: 'inherit' });
-    assert.deepEqual(await once(compiler, 'close'), [0, null]);
     const { mock } = t.mock.method(console, 'log', ignore);
     process.env['MCP_TOKEN'] = 's3cret';
     await import(file);
@@ -2300,13 +2262,11 @@ describe('README', { concurrency: true }, () => {
     const anchors = [...headings].map(
       ([, title = '']) => `#${title.replace(/[^\w -]/g, '').replaceAll(' ', '-')}`,
     );
-    assert.equal(new Set(anchors).size, anchors.length, 'Two headings are the same');
     for (const [, link = ''] of page.matchAll(/\]\((?!https:)([^)]+)\)/g)) {
       assert.ok(anchors.includes(link) || existsSync(join(import.meta.dirname, link)), link);
     }
     const commands = page.matchAll(/npm (?:run )?(?!install|uninstall|ci|run)(\w+)/g);
     for (const [command, name = ''] of commands) assert.ok(scripts[name], command);
-    assertQuoted(engines.node.replace('>=', 'Node '), page);
   });
 
   const [, rows = ''] = /\n### It does not connect\n([^]*)\n### Your text/.exec(page) ?? [];

@@ -5,7 +5,7 @@
  * MCP (Model Context Protocol) lets an AI application, the client, call the tools of a server.
  * Both send JSON-RPC messages. A session is one open `GET /sse` stream: the SDK makes its id, and
  * the stream's first event, `endpoint`, tells the client where to POST: `/messages?sessionId=…`.
- * Each POST is answered with 202 alone, and the reply to its message comes on the stream. When
+ * Each POST is answered only with 202, and the reply to its message comes on the stream. When
  * the stream ends, its session ends too, and a client that comes back opens a new stream.
  *
  * The steps and the names are those of the SDK's example, `examples/server/simpleSseServer.ts`.
@@ -25,7 +25,7 @@ import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js';
 import { SSEServerTransport } from '@modelcontextprotocol/sdk/server/sse.js';
 import * as z from 'zod';
 
-// What only the tool and its firewall need.
+// For the tool and its firewall. The validator is worth keeping for a tool of your own.
 import { AjvJsonSchemaValidator } from '@modelcontextprotocol/sdk/validation/ajv';
 import { XMLParser } from 'fast-xml-parser';
 import { Pool } from 'undici';
@@ -57,7 +57,7 @@ export function createMcpHttpServer(options: McpHttpServerOptions) {
     // Clients skip a comment, but they and proxies give up on a stream that stays silent.
     const keepAlive = setInterval(() => res.write(': keep-alive\n\n'), keepAliveMs);
     const ended = new Promise<void>((resolve) => {
-      // The SDK calls this whichever side ends the stream, and after close() a second time.
+      // The SDK calls this whichever side ends the stream, and once more after close().
       transport.onclose = () => {
         transports.delete(sessionId);
         clearInterval(keepAlive);
@@ -85,7 +85,7 @@ export function createMcpHttpServer(options: McpHttpServerOptions) {
   }
 
   async function openSession(req: IncomingMessage, res: ServerResponse) {
-    // Node gives a pipelined request its socket in its turn. Until then, nothing ends a session.
+    // A pipelined request gets its socket in its turn. Before, nothing would end its session.
     if (!res.socket) await once(res, 'socket');
     if (transports.size >= maxSessions) {
       return reply(res, 503, `All ${maxSessions} sessions are in use: try again later`);
@@ -113,7 +113,7 @@ export function createMcpHttpServer(options: McpHttpServerOptions) {
       if (isForeign(req, allowedHosts)) {
         return reply(res, 403, 'Host, Origin or site not allowed: use an allowed host');
       }
-      // A target may be a whole URL (RFC 9112, section 3.2.2). Leading slashes would name a host.
+      // A target may be a whole URL (RFC 9112, section 3.2.2). Two leading slashes name a host.
       const target = new URL(String(req.url).replace(/^[/\\]+/, '/'), 'http://localhost');
       const path = withoutSlash(target.pathname);
       if (path !== ssePath && path !== messagesPath) return reply(res, 404, `Not found: ${usage}`);
@@ -137,7 +137,7 @@ export function createMcpHttpServer(options: McpHttpServerOptions) {
   async function shutdown() {
     const closed = new Promise((resolve) => server.close(resolve));
     for (const transport of transports.values()) await transport.close();
-    setTimeout(() => server.closeAllConnections(), 500).unref(); // For clients that go on.
+    setTimeout(() => server.closeAllConnections(), 500); // Cuts off whoever stays.
     // A request that was under way may still open a session, so the sessions come last.
     await closed;
     await Promise.allSettled(running);
@@ -175,7 +175,7 @@ export interface McpHttpServerOptions {
   hooks?: SessionHooks;
   /** The path of the stream, by default `/sse`. A trailing slash makes no difference. */
   ssePath?: string;
-  /** The path to post to as clients see it, by default `/messages`. It differs from `ssePath`. */
+  /** The path that clients post to, by default `/messages`. It must differ from `ssePath`. */
   messagesPath?: string;
   /** The names that `Host` and `Origin` may have besides loopback's: in lower case, no ports. */
   allowedHosts?: string[];
@@ -192,7 +192,7 @@ export interface McpHttpServerOptions {
 const MAX_MESSAGE_BYTES = 1024 * 1024; // The SDK stops a message of unknown length at 4 MB.
 const LOOPBACK = /^(localhost|\[?::1\]?|127(\.\d+){3})$/;
 
-/** Whether a web page of another site may have sent this, be it by DNS rebinding (`Host`). */
+/** Whether another site's web page may have sent this, if only by DNS rebinding (`Host`). */
 function isForeign({ headers }: IncomingMessage, allowedHosts: string[]) {
   if (headers['sec-fetch-site'] === 'cross-site') return true;
   const { host = '', origin = 'http://localhost' } = headers;
@@ -227,9 +227,9 @@ const SAMPLE = {
   note: 'Sample data: to ask a real firewall, set PANOS_HOSTNAME and PANOS_API_KEY.',
 };
 
-// Shared, because one of its own costs each session 20 KB. It keeps each schema that it is given.
+// Shared, because each costs 20 KB. It keeps every schema, so make no schemas in getServer().
 const jsonSchemaValidator = new AjvJsonSchemaValidator();
-// Clients that ask a person for each argument send an empty string if the person gives none.
+// A client with a form for the arguments sends an empty string for a field left blank.
 const serialSchema = z.string().regex(/^[\da-zA-Z]{0,32}$/, 'must be a serial number');
 const showSystemInfo = {
   description: 'Shows the model, serial, versions, addresses and uptime of a Palo Alto firewall.',
@@ -281,7 +281,7 @@ const REFUSAL_HINT = 'check PANOS_API_KEY, the XML API rights of its role, and t
 
 type Firewall = NonNullable<ReturnType<typeof connectFirewall>>;
 
-/** Makes the connections to the device that the settings name; returns undefined for none. */
+/** Makes the connections to the device in the settings; returns undefined if they name none. */
 export function connectFirewall(settings: z.infer<typeof firewallSettings>) {
   const { PANOS_HOSTNAME, PANOS_API_KEY, PANOS_SKIP_VERIFY_CERTIFICATE } = settings;
   if (!PANOS_HOSTNAME || !PANOS_API_KEY) return undefined;
@@ -318,7 +318,7 @@ export function connectFirewall(settings: z.infer<typeof firewallSettings>) {
     const form = new URLSearchParams(call).toString();
     const send = () => pool.request({ path: '/api/', method: 'POST', headers, body: form, signal });
     const { statusCode, body } = await send().catch((error) => {
-      // A device may close an idle connection just as a call is sent. Repeat only what reads.
+      // A device may close an idle connection just as a call is sent. Repeat only calls that read.
       if (['ECONNRESET', 'EPIPE', 'UND_ERR_SOCKET'].includes(error.code)) return send();
       throw error;
     });
@@ -330,8 +330,8 @@ export function connectFirewall(settings: z.infer<typeof firewallSettings>) {
 
   /** Says what happened and what to check, but never the key, which a device may repeat. */
   function failure(reason: string, hint: string) {
-    const shown = reason.replaceAll(headers['x-pan-key'], '***').slice(0, 500);
-    return new Error(`Asking ${host} failed (${shown}): ${hint}.`);
+    const line = reason.replaceAll(headers['x-pan-key'], '***').replace(/\s+/g, ' ');
+    return new Error(`Asking ${host} failed (${line.slice(0, 500)}): ${hint}.`);
   }
 
   return { host, ask, failure };
@@ -396,7 +396,7 @@ export function readSettings(env: NodeJS.ProcessEnv) {
 /** Reads `.env` in the working directory, if there is one. */
 function readEnvFile() {
   if (!existsSync('.env')) return {};
-  // Some blanks before a line's end make parseEnv() lose the next setting (nodejs/node#56686).
+  // Blanks at a line's end can make parseEnv() lose the next setting (nodejs/node#56686).
   return parseEnv(readFileSync('.env', 'utf8').replace(/\s+$/gm, ''));
 }
 
@@ -449,7 +449,7 @@ function stopSignal() {
 
 function logStart(settings: ReturnType<typeof readSettings>, { port }: AddressInfo) {
   const { HOST, SSE_PATH, MESSAGES_PATH, MCP_TOKEN } = settings;
-  // 0.0.0.0 is not an address to connect to, and IPv6 addresses do not go into a URL as they are.
+  // 0.0.0.0 is no address to connect to, and an IPv6 address needs brackets in a URL.
   const url = `http://${/:|^0\.0\.0\.0$/.test(HOST) ? 'localhost' : HOST}:${port}`;
   const header = MCP_TOKEN ? '-H "Authorization: Bearer <MCP_TOKEN>" ' : '';
   console.log(`MCP over HTTP+SSE: GET ${url}${SSE_PATH}, POST ${url}${MESSAGES_PATH}`);
@@ -458,7 +458,7 @@ function logStart(settings: ReturnType<typeof readSettings>, { port }: AddressIn
 }
 
 const startedFile = process.argv[1] ?? '';
-// Whoever imports this file must not start it. Node's resolver knows what `node .` starts.
+// Importing this file must not start it. Node's resolver knows which file `node .` starts.
 if (existsSync(startedFile)) {
   const { resolve } = createRequire(import.meta.url);
   if (resolve(startedFile) === import.meta.filename) await main();
