@@ -1030,7 +1030,7 @@ const CHECKS: Record<string, (visit: Visit) => Promise<string | void>> = {
 
   async 'each message event is JSON-RPC'({ strangeData }) {
     if (strangeData) throw new Finding('heartbeat-as-data', strangeData);
-    return 'as far as there was one';
+    return 'nothing else came';
   },
 
   async 'a bad message is survived'(visit) {
