@@ -3,37 +3,43 @@
  * What server.ts promises, tried over real sockets with real clients.
  *
  * The suites are in the order of server.ts. Whoever copies the file keeps what stands above the
- * first `====` banner, deletes the rest from there, and puts the settings that the new server
- * cannot start without into `START`.
+ * first `====` banner, deletes the rest and its group of imports, and puts the settings that the
+ * new server cannot start without into `START`.
  *
- * `npm test` runs everything; with `-- --test-name-pattern=Sessions` it runs one suite.
+ * `npm test` runs everything. `node --import tsx --test-name-pattern=Sessions server.test.ts` runs
+ * one suite.
  */
 import assert from 'node:assert/strict';
-import { exec, execFile, spawn } from 'node:child_process';
-import { randomInt, randomUUID } from 'node:crypto';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readFileSync, rmSync } from 'node:fs';
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import http from 'node:http';
-import https from 'node:https';
+import { rmSync } from 'node:fs';
+import { mkdtemp, writeFile } from 'node:fs/promises';
 import net, { type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { dirname } from 'node:path/posix';
-import { text } from 'node:stream/consumers';
 import * as nodeTest from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { Client } from '@modelcontextprotocol/sdk/client/index.js';
+import { SSEClientTransport } from '@modelcontextprotocol/sdk/client/sse.js';
+import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js';
+import { request } from 'undici';
+import type { McpHttpServerOptions, Session } from './server.ts';
+
+// For the sections from the first `====` banner on: who deletes these deletes this group, too.
+import { exec } from 'node:child_process';
+import { randomInt, randomUUID } from 'node:crypto';
+import { existsSync, readFileSync } from 'node:fs';
+import { mkdir, readFile, rm } from 'node:fs/promises';
+import http from 'node:http';
+import https from 'node:https';
+import { dirname } from 'node:path/posix';
+import { text } from 'node:stream/consumers';
 import { isDeepStrictEqual, parseArgs, promisify } from 'node:util';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { Client } from '@modelcontextprotocol/sdk/client/index.js';
-import { SSEClientTransport } from '@modelcontextprotocol/sdk/client/sse.js';
 import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
-import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js';
 import { SSEServerTransport } from '@modelcontextprotocol/sdk/server/sse.js';
 import { createParser, type EventSourceMessage } from 'eventsource-parser';
-import { request } from 'undici';
-import type { McpHttpServerOptions, Session } from './server.ts';
 
 // ---- Helpers ---------------------------------------------------------------------------------
 
@@ -1625,16 +1631,19 @@ async function expectFindings(fault: Fault, expected: string[]) {
   if (expected.length === 0) assert.ok(made.requests <= 60, `${made.requests} requests`);
 }
 
+const run = promisify(exec);
+
 describe('The doctor', { concurrency: 20 }, () => {
   test('is a command that shows no token', async () => {
     const { origin } = await serve(answering(401));
-    const words = ['doctor', origin, '--json', '--header', 'Authorization: Bearer secret-of-mine'];
-    const command = ['--import', 'tsx', import.meta.filename, ...words];
-    const run = await promisify(execFile)(process.execPath, command).catch((error) => error);
+    const command = `node --import tsx server.test.ts doctor ${origin} --json --header`;
+    const { stdout, stderr, code } = await run(
+      `${command} "Authorization: Bearer secret-of-mine"`,
+    ).catch((error) => error);
     const seen = `the stream opens: GET ${origin}/ gets 401 "No: *** ***"`;
     const findings = [{ name: 'unauthorized', kind: 'problem', seen }];
-    assert.deepEqual(JSON.parse(run.stdout), { url: origin, findings });
-    assert.deepEqual([run.code, run.stderr], [1, '']);
+    assert.deepEqual(JSON.parse(stdout), { url: origin, findings });
+    assert.deepEqual([code, stderr], [1, '']);
     assert.equal(await runDoctor([origin, '--header', 'secret-of-mine']), 2);
     assert.equal(logged.at(-1), USAGE);
   });
@@ -1964,8 +1973,6 @@ async function placeFault([, ...edits]: (typeof PLACED)[string], start: Start) {
   }
   return 'server.ts has a fault now: repair it, and run `npm run exercise 3`.';
 }
-
-const run = promisify(exec);
 
 /** Runs the tests that a pattern names, and returns the name of the first that fails. */
 async function findFailing(pattern: string, folder: string) {
