@@ -184,7 +184,6 @@ async function openStream(url: string, path = '/sse', more = '') {
 async function runServer(env: Record<string, string>, envFile = '') {
   const folder = await mkdtemp(join(tmpdir(), 'server-'));
   await writeFile(join(folder, '.env'), envFile);
-  process.on('exit', () => rmSync(folder, { recursive: true }));
   // The child ends with this process, even if that is killed: its standard input ends then.
   const endWithParent =
     'data:text/javascript,process.stdin.on("end",()=>process.exit()).resume().unref()';
@@ -193,7 +192,10 @@ async function runServer(env: Record<string, string>, envFile = '') {
     cwd: folder,
     env: { PATH: process.env['PATH'], ...env },
   });
-  cleanups.push(() => child.kill('SIGKILL'));
+  process.on('exit', () => {
+    child.kill('SIGKILL');
+    rmSync(folder, { recursive: true });
+  });
   const run = { child, text: '', exit: once(child, 'close') };
   for (const output of [child.stdout, child.stderr]) {
     output.setEncoding('utf8').on('data', (chunk) => {
@@ -440,17 +442,14 @@ describe('Requests', SUITE, () => {
   const origins = [
     [{ host: 'localhost' }, true],
     [{ host: 'LOCALHOST:3000' }, true],
-    [{ host: '127.0.0.2:3000' }, true],
     [{ host: '[::1]:3000' }, true],
     [{ host: 'mcp.example:3000' }, true],
     [{ host: 'evil.example' }, false],
     [{ host: 'localhost.evil.example' }, false],
     [{ host: 'evil example' }, false],
-    [{ origin: 'http://localhost:8080' }, true],
     [{ origin: 'https://mcp.example' }, true],
     [{ origin: 'https://evil.example' }, false],
     [{ origin: 'null' }, false],
-    [{ 'sec-fetch-site': 'same-origin' }, true],
     [{ 'sec-fetch-site': 'cross-site' }, false],
   ] as const;
   for (const [headers, isLetIn] of origins) {
@@ -709,7 +708,6 @@ describe('The tool and its firewall', SUITE, () => {
       REFUSAL_HINT,
     ],
     [401, '<html></html>', 'HTTP 401 without a PAN-OS reply', REFUSAL_HINT],
-    [403, '', 'HTTP 403 without a PAN-OS reply', REFUSAL_HINT],
     [503, '<html><hr></html>', 'HTTP 503 without a PAN-OS reply', ANSWER_HINT],
     [200, success('<a>').slice(0, -20), 'HTTP 200 without a PAN-OS reply', ANSWER_HINT],
     [200, success(''), 'no system information in the reply', ANSWER_HINT],
@@ -1719,18 +1717,19 @@ function orMissing(missing: string) {
 
 const OTHERS = [
   ['without the token', {}, 401],
+  ['with a foreign Host', { ...WITH_TOKEN, host: 'attacker.example' }, 403],
   ['with a foreign Origin', { ...WITH_TOKEN, origin: 'http://attacker.example' }, 403],
 ] as const;
 
 /** The checks of Origin and of the token come before everything that a path does. */
 async function refusesOthers(url: string, requests: string[]) {
-  for (const request of requests) {
-    const [method = '', path = ''] = request.split(' ');
+  for (const line of requests) {
+    const [method, path] = line.split(' ') as ['GET' | 'POST', string];
     for (const [who, headers, expected] of OTHERS) {
       if (path === '/healthz' && expected === 401) continue; // It needs no token.
-      const missing = `${request} ${who} must get ${expected}`;
-      const { status } = await fetch(url + path, { method, headers }).catch(orMissing(missing));
-      demand(status === expected, missing, status);
+      const missing = `${line} ${who} must get ${expected}`;
+      const answer = await request(url + path, { method, headers }).catch(orMissing(missing));
+      demand(answer.statusCode === expected, missing, answer.statusCode);
     }
   }
 }
@@ -1786,8 +1785,8 @@ const ADDRESS_CALL = {
   action: 'show',
   xpath: "/config/devices/entry[@name='localhost.localdomain']/vsys/entry[@name='vsys1']/address",
 };
-const ADDRESS = { name: 'web', 'ip-netmask': '192.0.2.80/32' };
-const ENTRY = '<entry name="web"><ip-netmask>192.0.2.80/32</ip-netmask></entry>';
+const ADDRESS = { name: 'web', fqdn: 'web.example', tag: { member: 'dmz' } };
+const ENTRY = '<entry name="web"><fqdn>web.example</fqdn><tag><member>dmz</member></tag></entry>';
 
 /** A firewall that gives its `answer`; without one, it keeps its callers waiting. */
 async function startChangingFirewall() {
@@ -1868,6 +1867,7 @@ async function checkAddresses(start: Start) {
     () => client.close(),
   );
   const withoutFirewall = await connectClient(await start(START));
+  await withoutFirewall.listTools(); // From now on the client checks results against the schema.
   const sample = JSON.stringify(await withoutFirewall.callTool(ADDRESS_TOOL));
   demand(
     /addresses\W+name.*sample data/i.test(sample),
@@ -1985,12 +1985,12 @@ async function findFailing(pattern: string, folder: string) {
 }
 
 async function checkSessions(start: Start) {
-  const failing = findFailing('^Sessions', '.');
-  awaited = 'The doctor and the suite Sessions must come to an end';
-  const { findings } = await examine(`${await start(START)}/sse`, { watch: 1000 });
-  demand(findings.length === 0, 'The doctor must find nothing', findings);
-  const name = await failing;
+  const url = await start(START);
+  awaited = 'The suite Sessions and the doctor must come to an end';
+  const name = await findFailing('^Sessions', '.');
   demand(!name, 'The suite Sessions must pass', `this test fails: ${name}`);
+  const { findings } = await examine(`${url}/sse`, { watch: 1000, pause: 300 });
+  demand(findings.length === 0, 'The doctor must find nothing', findings);
 }
 
 // ---- The command -----------------------------------------------------------------------------
@@ -2033,7 +2033,7 @@ if (task === 'exercise') {
   };
   const fail = ({ message }: Error) => finish(`✘ ${message}`, 1);
   process.on('uncaughtException', fail);
-  setTimeout(() => finish(`✘ ${awaited}. Seen: nothing in 18 s`, 1), 18_000);
+  setTimeout(() => finish(`✘ ${awaited}. Seen: nothing in 17 s`, 1), 17_000);
   await runExercise(process.argv[3] ?? '').then((text) => finish(text, 0), fail);
 }
 
@@ -2064,7 +2064,7 @@ const WRONG: Record<string, [RegExp, ...Edit[]][]> = {
     ],
     // It is answered before the check of Host and Origin.
     [
-      /GET \/healthz with a foreign Origin must get 403. Seen: 200/,
+      /GET \/healthz with a foreign Host must get 403. Seen: 200/,
       [
         FOREIGN,
         `      if (req.url === '/healthz') return reply(res, 200, JSON.stringify(health));\n${FOREIGN}`,
@@ -2084,7 +2084,7 @@ const WRONG: Record<string, [RegExp, ...Edit[]][]> = {
     ],
     // One entry is no list.
     [
-      /The result must be \{\"addresses\":\[\{[^}]*\}\]\}/,
+      /The result must be \{"addresses":\[\{[^[]*\]\}/,
       ['[data.address.entry].flat()', 'data.address.entry'],
     ],
     // An error is swallowed.
