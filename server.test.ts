@@ -1,127 +1,140 @@
 // SPDX-License-Identifier: MIT-0
 /**
- * What server.ts promises, tried over real sockets with real clients.
+ * What server.ts promises, tried with real clients over real sockets.
  *
- * The suites are in the order of server.ts. Whoever copies the file keeps what stands above the
- * `====` banner, and puts the settings that the new server cannot start without into `START`.
+ * The suites are in the order of server.ts. Whoever replaces the tool replaces the suite
+ * `The tool and its firewall`, which is the last one, and keeps the others as they are.
  *
- * `npm test` runs everything. `node --import tsx --test-name-pattern=Sessions server.test.ts` runs
- * one suite.
+ * Run one suite with `node --import tsx --test-name-pattern=Sessions server.test.ts`.
  */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { rmSync } from 'node:fs';
-import { mkdtemp, writeFile } from 'node:fs/promises';
+import { EventEmitter, once } from 'node:events';
+import { mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
-import https from 'node:https';
 import net, { type AddressInfo } from 'node:net';
-import { tmpdir } from 'node:os';
+import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import * as nodeTest from 'node:test';
-import { after, before, describe, test } from 'node:test';
 import { text } from 'node:stream/consumers';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
+import { after, before, describe, mock, test } from 'node:test';
+import { setImmediate } from 'node:timers/promises';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
 import { SSEClientTransport } from '@modelcontextprotocol/sdk/client/sse.js';
 import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js';
-import { request } from 'undici';
-import {
-  connectFirewall,
-  createMcpHttpServer,
-  getServer,
-  readSettings,
-  type McpHttpServerOptions,
-  type Session,
-} from './server.ts';
+import * as subject from './server.ts';
 
-// ---- Helpers ---------------------------------------------------------------------------------
+const { createMcpHandler, readSettings } = subject;
 
-/** The settings that every start needs. Add those that your own `main()` cannot do without. */
+/** The settings that every start needs. Add those that your own server cannot start without. */
 const START = { PORT: '0' };
 
-const ignore = () => undefined;
-
-// What is left behind is removed on exit, and a signal alone would be no exit. If `npm test` is
-// killed, this process gets another parent, and has nobody to work for.
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(1));
-const { ppid } = process;
-setInterval(() => process.ppid === ppid || process.exit(1), 500).unref();
-
-const cleanups: (() => unknown)[] = [];
-const cleanUp = async () => {
-  for (const cleanup of cleanups.reverse()) await cleanup();
-};
-after(cleanUp, { timeout: 10_000 });
-
-const logged: string[] = [];
-before(() => {
-  nodeTest.mock.method(
-    console,
-    'error',
-    (...parts: unknown[]) => void logged.push(parts.join(' ')),
-  );
-});
-
-/** How long to wait for something that must happen, in milliseconds. */
-const PATIENCE = Number(process.env['PATIENCE_MS'] ?? 20_000);
+/** How long a test waits for something that must happen, in milliseconds. */
+const PATIENCE = 20_000;
 
 /** Most tests wait more than they work. One that hangs fails with its suite. */
 const SUITE = { concurrency: true, timeout: 60_000 };
 
-/** Asks until there is an answer, and fails with `what` when the time is over. */
-async function until<T>(
-  check: () => T,
-  what = () => `This did not come true: ${check}`,
-  patience = PATIENCE,
-) {
-  const deadline = Date.now() + patience;
-  for (;;) {
-    const answer = await check();
-    if (answer) return answer;
-    assert.ok(Date.now() < deadline, what());
-    await sleep(5);
+// ---- Helpers ---------------------------------------------------------------------------------
+
+const cleanups: (() => unknown)[] = [];
+after(async () => {
+  for (const cleanup of cleanups.reverse()) await cleanup();
+});
+
+/** A text that grows, and can be waited for. */
+class Transcript extends EventEmitter {
+  text = '';
+
+  add(more: string) {
+    this.text += more;
+    this.emit('more');
+  }
+
+  /** Waits until the text matches. */
+  async match(pattern: RegExp) {
+    const signal = AbortSignal.timeout(PATIENCE);
+    for (;;) {
+      const found = pattern.exec(this.text);
+      if (found) return found;
+      await once(this, 'more', { signal }).catch(() => {
+        throw new Error(`This has no ${pattern}:\n${this.text}`);
+      });
+    }
   }
 }
 
-/** The smallest server: one tool that answers, and hooks that record what they are told. */
-async function startServer(options: Partial<McpHttpServerOptions> = {}) {
-  const events: string[] = [];
-  const hooks = {
-    onSessionStart: ({ id, address }: Session) => void events.push(`start ${id} ${address}`),
-    onSessionEnd: ({ id }: Session) => void events.push(`end ${id}`),
-  };
-  const getServer = () => createTestServer();
-  return {
-    events,
-    ...(await startListening(createMcpHttpServer({ getServer, hooks, ...options }))),
-  };
-}
+/** What the server logs as errors while the tests run. */
+const errors = new Transcript();
+before(() => {
+  mock.method(console, 'error', (...parts: unknown[]) => errors.add(`${parts.join(' ')}\n`));
+});
 
-/** Lets a server listen on a free port, until the tests end. */
-async function startListening({ server, shutdown }: ReturnType<typeof createMcpHttpServer>) {
+async function listen(server: http.Server) {
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
-  cleanups.push(() => {
-    server.closeAllConnections();
-    return shutdown();
-  });
-  const { port } = server.address() as AddressInfo;
-  return { server, shutdown, url: `http://127.0.0.1:${port}` };
+  cleanups.push(() => server.close().closeAllConnections());
+  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
-/** A server with one tool. Its connect() waits for `then`, after the SDK's has sent the id. */
-function createTestServer(then: () => unknown = ignore) {
-  const server = new McpServer({ name: 'test', version: '1.0.0' });
-  server.registerTool('hello', {}, () => ({ content: [{ type: 'text', text: 'Hello' }] }));
-  const connect = server.connect.bind(server);
+function createTestServer() {
+  return new McpServer({ name: 'test', version: '1.0.0' });
+}
+
+/** A server whose `connect()` waits for `last`, after it has sent the id. */
+function connectingServer(last: () => Promise<unknown>) {
+  const server = createTestServer();
   server.connect = async (transport) => {
-    await connect(transport);
-    await then();
+    await McpServer.prototype.connect.call(server, transport);
+    await last();
   };
   return server;
+}
+
+/** Serves the test server, and writes down when sessions start and end, and streams close. */
+async function serve(options: Partial<subject.McpHandlerOptions> = {}) {
+  const events = new Transcript();
+  const hooks: subject.SessionHooks = {
+    onSessionStart: ({ sessionId }) => events.add(`start ${sessionId}\n`),
+    onSessionEnd: ({ sessionId }) => events.add(`end ${sessionId}\n`),
+  };
+  const handler = createMcpHandler({ getServer: createTestServer, hooks, ...options });
+  const server = http.createServer((req, res) => {
+    if (req.method === 'GET') res.on('close', () => events.add('closed\n'));
+    handler.handleRequest(req, res);
+  });
+  return { ...handler, server, events, url: await listen(server) };
+}
+
+/** Sends a request, and returns the answer as soon as its head has come. */
+async function send(method: string, url: string, headers = {}, body = '') {
+  const req = http.request(url, { method, headers, agent: false }).end(body);
+  cleanups.push(() => req.destroy());
+  const [res] = (await once(req, 'response')) as [http.IncomingMessage];
+  return res;
+}
+
+/** Posts a ping, and returns the status of the answer. */
+async function post(url: string, headers = {}, id = 1) {
+  const body = JSON.stringify({ jsonrpc: '2.0', id, method: 'ping' });
+  const res = await send('POST', url, { 'content-type': 'application/json', ...headers }, body);
+  return res.statusCode;
+}
+
+/** Opens a stream, and waits for the event that says where to POST. */
+async function open(url: string, path = '/sse', headers = {}) {
+  const res = await send('GET', url + path, headers);
+  assert.equal(res.statusCode, 200, `GET ${path}`);
+  const stream = new Transcript();
+  res.setEncoding('utf8').on('data', (chunk: string) => stream.add(chunk));
+  res.on('error', () => undefined).on('close', () => stream.add('\n[closed]'));
+  const [, endpoint = '', id = ''] = await stream.match(/^event: endpoint\ndata: (.*=(.*))\n\n/);
+  const postHere = (number = 1) => post(url + endpoint, headers, number);
+  /** Posts a ping, and waits for its reply. */
+  const ping = async (number = 1) => {
+    assert.equal(await postHere(number), 202);
+    await stream.match(new RegExp(`^data: {"result":{},"jsonrpc":"2.0","id":${number}}$`, 'm'));
+  };
+  return { id, endpoint, res, stream, post: postHere, ping };
 }
 
 /** The SDK's own client. */
@@ -132,650 +145,435 @@ async function connectClient(url: string, headers = {}) {
   return client;
 }
 
-/** Sends raw bytes. `text` grows while the answer comes, and `ended` says that it is over. */
-function send(url: string, bytes: string) {
-  const socket = net.connect(Number(new URL(url).port), '127.0.0.1');
-  const answer = { socket, text: '', ended: false };
-  socket.setEncoding('utf8').on('data', (chunk) => {
-    answer.text += chunk;
-  });
-  socket.on('error', ignore).on('close', () => {
-    answer.ended = true;
-  });
-  socket.write(bytes);
-  cleanups.push(() => socket.destroy());
-  return answer;
-}
-
-const get = (path: string, more = '') => `GET ${path} HTTP/1.1\r\nHost: localhost\r\n${more}\r\n`;
-const ping = (id: number) => ({ jsonrpc: '2.0', id, method: 'ping' });
-
-function post(url: string, message: unknown, more = {}) {
-  const headers = { 'content-type': 'application/json', ...more };
-  return fetch(url, { method: 'POST', headers, body: JSON.stringify(message) });
-}
-
-/** Opens a stream, and waits for the event that says where to POST. */
-async function openStream(url: string, path = '/sse', more = '') {
-  const stream = send(url, get(path, more));
-  const [, endpoint = ''] = await until(() => {
-    assert.doesNotMatch(stream.text, /^HTTP\/1.1 [^2]/);
-    return /^data: (.*)$/m.exec(stream.text);
-  });
-  return Object.assign(stream, {
-    endpoint: url + endpoint,
-    post: (id: number, more = {}) => post(url + endpoint, ping(id), more),
-    replyTo: (id: number) =>
-      until(() => stream.text.includes(`{"result":{},"jsonrpc":"2.0","id":${id}}`)),
-  });
-}
-
-/** Starts server.ts as `npm start` does, but in another folder, and collects what it prints. */
-async function runServer(env: Record<string, string>, envFile = '') {
-  const folder = await mkdtemp(join(tmpdir(), 'server-'));
-  await writeFile(join(folder, '.env'), envFile);
-  // The child ends with this process, even if that is killed: its standard input ends then.
-  const endWithParent =
-    'data:text/javascript,process.stdin.on("end",()=>process.exit()).resume().unref()';
-  const options = ['--import', import.meta.resolve('tsx'), '--import', endWithParent];
-  const child = spawn(process.execPath, [...options, join(import.meta.dirname, 'server.ts')], {
-    cwd: folder,
-    env: { PATH: process.env['PATH'], ...env },
-  });
-  process.on('exit', () => {
-    child.kill('SIGKILL');
-    rmSync(folder, { recursive: true });
-  });
-  const run = { child, text: '', exit: once(child, 'close') };
-  for (const output of [child.stdout, child.stderr]) {
-    output.setEncoding('utf8').on('data', (chunk) => {
-      run.text += chunk;
-    });
-  }
-  /** Waits for a line; if the child ends without it, what it has printed is shown. */
-  const line = (pattern: RegExp) => {
-    const find = () => {
-      const found = pattern.exec(run.text);
-      assert.ok(found ?? child.exitCode === null, `It ended without ${pattern}: ${run.text}`);
-      return found;
-    };
-    return until(find, () => `There is no ${pattern} in this: ${run.text}`);
-  };
-  return Object.assign(run, { line });
-}
-
 // ---- Sessions --------------------------------------------------------------------------------
 
 describe('Sessions', SUITE, () => {
-  test('the SDK makes the id, and the first event carries it', async () => {
-    const { url, events } = await startServer();
-    const { text } = await openStream(url);
-    assert.match(text, /^HTTP\/1.1 200 OK\r\n.*Content-Type: text\/event-stream\r\n/s);
-    assert.match(text, /X-Accel-Buffering: no\r\n/);
-    const [, id] =
-      /event: endpoint\ndata: \/messages\?sessionId=([\da-f-]{36})\n\n/.exec(text) ?? [];
-    await until(() => events.includes(`start ${id} 127.0.0.1`));
+  test('the SDK makes the id, and the first event on the stream carries it', async () => {
+    const { url, events } = await serve();
+    const { id, res, endpoint } = await open(url);
+    const [, started] = await events.match(/^start (.*)/);
+    assert.equal(started, id);
+    assert.equal(endpoint, `/messages?sessionId=${id}`);
+    assert.equal(res.headers['content-type'], 'text/event-stream');
+    assert.equal(res.headers['x-accel-buffering'], 'no');
   });
 
   test('a message that is posted as soon as the id is known is taken', async () => {
-    let status = 0;
-    const { url, events } = await startServer({
-      getServer: () => createTestServer(() => until(() => status)),
-    });
-    const stream = await openStream(url);
-    ({ status } = await stream.post(1));
-    assert.equal(status, 202);
-    await until(() => events.length === 1);
+    const news = new Transcript();
+    const { url } = await serve({ getServer: () => connectingServer(() => news.match(/posted/)) });
+    const session = await open(url);
+    assert.equal(await session.post(), 202);
+    news.add('posted');
   });
 
   test('two sessions do not see each other’s replies', async () => {
-    const { url } = await startServer();
-    const [one, two] = [await openStream(url), await openStream(url)];
-    await two.post(2);
-    await one.post(1);
-    await Promise.all([one.replyTo(1), two.replyTo(2)]);
-    assert.doesNotMatch(one.text, /"id":2/);
-    assert.doesNotMatch(two.text, /"id":1/);
+    const { url } = await serve();
+    const [one, two] = [await open(url), await open(url)];
+    await two.ping(2);
+    await one.ping();
+    assert.doesNotMatch(one.stream.text, /"id":2/);
   });
 
-  test('a session stays open while its stream is open', async () => {
-    const { url, events } = await startServer({ keepAliveMs: 10 });
-    const stream = await openStream(url);
-    for (const id of [1, 2]) {
-      const { length } = stream.text;
-      await until(() => stream.text.length > length + 100);
-      assert.equal((await stream.post(id)).status, 202);
-      await stream.replyTo(id);
-    }
-    assert.equal(events.length, 1);
+  test('a comment comes at each interval, and the session goes on', async () => {
+    const { url } = await serve({ keepAliveMs: 10 });
+    const session = await open(url);
+    await session.stream.match(/(\n: keep-alive\n){3}/);
+    await session.ping();
   });
 
-  test('a comment comes at each interval, until the session ends', async () => {
-    const { url, server, events } = await startServer({ keepAliveMs: 10 });
-    const [[, response], ended] = await Promise.all([once(server, 'request'), openStream(url)]);
-    ended.socket.destroy();
-    await until(() => events.length === 2);
-    const { mock } = nodeTest.mock.method(response, 'write');
-    const stream = await openStream(url);
-    await until(() => stream.text.split(/\r\n:.*\n\n\r\n/).length > 3);
-    assert.equal(mock.callCount(), 0);
+  test('a session ends with its stream: messages get 404, and no comment is written', async () => {
+    const { url, server, events } = await serve({ keepAliveMs: 10 });
+    const [[, response], session] = await Promise.all([once(server, 'request'), open(url)]);
+    session.res.destroy();
+    await events.match(/^start (.*)\nclosed\nend \1\n$/);
+    const { mock: writes } = mock.method(response as http.ServerResponse, 'write');
+    assert.equal(await session.post(), 404);
+    const other = await open(url);
+    await other.stream.match(/(\n: keep-alive\n){3}/);
+    assert.equal(writes.callCount(), 0, 'comments after the end');
   });
 
-  test('a session ends with its stream, and each hook is called once', async () => {
-    const { url, events } = await startServer();
-    const client = await connectClient(url);
-    assert.deepEqual(
-      (await client.listTools()).tools.map((tool) => tool.name),
-      ['hello'],
-    );
-    await client.close();
-    await until(() => events.length === 2);
-    const [, id] = events[0]?.split(' ') ?? [];
-    assert.equal(events[1], `end ${id}`);
-    const late = await post(`${url}/messages?sessionId=${id}`, ping(1));
-    assert.equal(late.status, 404);
-    assert.equal(await late.text(), 'Session not found: reconnect to /sse\n');
-  });
-
-  test('a session that ends during its start hook is gone at once, and its end hook waits', async () => {
-    const events: string[] = [];
-    let status = 0;
-    const onSessionStart = async () => {
-      await until(() => status === 404);
-      events.push('start');
-    };
-    const { url } = await startServer({
-      hooks: { onSessionStart, onSessionEnd: () => void events.push('end') },
+  test('a session is gone at once if it ends in its start hook; its end hook waits', async () => {
+    const news = new Transcript();
+    const { url, events } = await serve({
+      hooks: {
+        onSessionStart: () => news.match(/go on/).then(() => events.add('start\n')),
+        onSessionEnd: () => Promise.reject(new Error(`no end after ${events.text}`)),
+      },
     });
-    const stream = await openStream(url);
-    stream.socket.destroy();
-    await until(async () => {
-      ({ status } = await stream.post(1));
-      return status === 404;
-    });
-    await until(() => events.length === 2);
-    assert.deepEqual(events, ['start', 'end']);
+    const session = await open(url);
+    session.res.destroy();
+    await events.match(/closed/);
+    assert.equal(await session.post(), 404);
+    news.add('go on');
+    await errors.match(/^Error handling request: Error: no end after closed\nstart$/m);
   });
 
-  test('a hook that fails is logged and changes nothing', async () => {
-    const fail = (what: string) => () => Promise.reject(new Error(what));
-    const hooks = { onSessionStart: fail('no start'), onSessionEnd: fail('no end') };
-    const { url } = await startServer({ hooks });
-    const stream = await openStream(url);
-    assert.equal((await stream.post(1)).status, 202);
-    stream.socket.destroy();
-    await until(() => logged.includes('onSessionEnd failed: Error: no end'));
-    assert.ok(logged.includes('onSessionStart failed: Error: no start'));
+  test('a start hook that fails is logged; the session goes on, and has no end hook', async () => {
+    const onSessionStart = () => Promise.reject(new Error('no start'));
+    const onSessionEnd = () => events.add('end\n');
+    const { url, events } = await serve({ hooks: { onSessionStart, onSessionEnd } });
+    const session = await open(url);
+    await errors.match(/^Error handling request: Error: no start$/m);
+    await session.ping();
+    session.res.destroy();
+    await events.match(/closed/);
+    assert.equal(await session.post(), 404);
+    assert.equal(events.text, 'closed\n');
   });
 
-  test('a server that cannot be connected leaves no session behind', async () => {
-    const fail = (text: string) => {
-      throw new Error(text);
-    };
-    const servers = [
-      () => fail('none'),
-      () => createTestServer(() => fail('late')),
-      createTestServer,
-    ];
-    const getServer = () => servers.shift()!();
-    const { url, events } = await startServer({ getServer, maxSessions: 1 });
-    const refused = await request(`${url}/sse`);
-    assert.equal(refused.statusCode, 500);
-    assert.equal(await refused.body.text(), 'Error handling request\n');
-    assert.ok(logged.includes('Error handling request: Error: none'));
-    const broken = send(url, get('/sse'));
-    await until(() => broken.text.endsWith('0\r\n\r\n'));
-    await openStream(url);
-    assert.equal(events.length, 1);
+  test('a client whose server cannot be made gets 500', async () => {
+    const getServer = () => assert.fail('no server');
+    const { url } = await serve({ getServer });
+    const res = await send('GET', `${url}/sse`);
+    assert.equal(res.statusCode, 500);
+    assert.equal(await text(res), 'Error handling request\n');
+    await errors.match(/^Error handling request: AssertionError.*: no server$/m);
   });
 
-  test('a session over the limit gets 503, until another one ends', async () => {
-    const { url, events } = await startServer({ maxSessions: 1 });
-    const stream = await openStream(url);
-    const { statusCode, body } = await request(`${url}/sse`);
-    assert.equal(statusCode, 503);
-    assert.equal(await body.text(), 'All 1 sessions are in use: try again later\n');
-    stream.socket.destroy();
-    await until(() => events.length === 2);
-    await openStream(url);
+  test('a stream whose server cannot be connected ends', async () => {
+    const getServer = () => connectingServer(() => Promise.reject(new Error('no connection')));
+    const { url, events } = await serve({ getServer });
+    const session = await open(url);
+    await session.stream.match(/\[closed\]/);
+    assert.equal(await session.post(), 404);
+    assert.equal(events.text, 'closed\n', 'no hook is called');
   });
 
-  test('pipelined POSTs are served, and a pipelined GET opens its session in its turn', async () => {
-    const { url, events } = await startServer();
-    const stream = await openStream(url);
-    const body = JSON.stringify(ping(1));
-    const head = `POST ${stream.endpoint} HTTP/1.1\r\nHost: localhost\r\n`;
-    const message = `${head}Content-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
-    const pipeline = send(url, message.repeat(3) + get('/sse').repeat(2));
-    await until(() => pipeline.text.includes('event: endpoint'));
-    assert.equal(pipeline.text.split('202 Accepted').length, 4);
-    assert.equal(events.length, 2);
-    pipeline.socket.destroy();
-    await until(() => events.length === 3);
-    assert.match(events[2] ?? '', /^end/);
+  test('a client that has left before its turn gets no session', async () => {
+    const { url, server, events, handleRequest } = await serve();
+    server.removeAllListeners('request');
+    const client = http.get(`${url}/sse`).on('error', () => undefined);
+    const [req, res] = await once(server, 'request');
+    client.destroy();
+    await once(res, 'close');
+    handleRequest(req, res);
+    await setImmediate();
+    assert.equal(events.text, '', 'a session has started');
   });
 
-  test('shutdown() ends each stream cleanly, and waits for the end hooks', async () => {
-    const events: string[] = [];
-    const onSessionEnd = async () => {
-      await sleep(50); // A comment after the end would fail this test: five are due in this time.
-      events.push('end');
-    };
-    const { url, shutdown } = await startServer({ hooks: { onSessionEnd }, keepAliveMs: 10 });
-    const stream = await openStream(url);
-    await shutdown();
-    assert.deepEqual(events, ['end']);
-    await until(() => stream.ended);
-    assert.match(stream.text, /0\r\n\r\n$/);
-    await assert.rejects(request(`${url}/sse`), /ECONNREFUSED/);
-  });
-
-  test('shutdown() cuts off what does not end, and waits for a session that opens late', async () => {
-    const { url, shutdown, events } = await startServer();
-    const stalled = send(url, 'POST /messages');
-    const pipeline = send(url, get('/sse').repeat(2));
-    await until(() => events.length === 1);
-    await shutdown();
-    assert.equal(events.length, 4);
-    await until(() => stalled.ended && pipeline.ended);
+  test('closeSessions() ends each session, and its end hook is called', async () => {
+    const { url, closeSessions, events } = await serve();
+    const sessions = [await open(url), await open(url)];
+    await closeSessions();
+    for (const { stream } of sessions) await stream.match(/\[closed\]/);
+    await events.match(/^end[^]*^end/m);
   });
 });
 
 // ---- Requests --------------------------------------------------------------------------------
 
 describe('Requests', SUITE, () => {
-  const usage = 'use GET /sse or POST /messages\n';
+  const notFound = 'Not found: use GET /sse or POST /messages\n';
+  const missing = 'Missing sessionId parameter: post to the URL that /sse gives\n';
   const refusals = [
-    ['an unknown path', 'GET', '/nothing', 404, `Not found: ${usage}`],
-    ['a path of slashes', 'GET', '//', 404, `Not found: ${usage}`],
-    ['a POST to the stream', 'POST', '/sse', 405, `Method not allowed: ${usage}`],
-    ['a GET of the messages', 'GET', '/messages', 405, `Method not allowed: ${usage}`],
-    [
-      'no id',
-      'POST',
-      '/messages',
-      400,
-      'Missing sessionId parameter: post to the URL that /sse gives\n',
-    ],
-    [
-      'an unknown id',
-      'POST',
-      '/messages?sessionId=1',
-      404,
-      'Session not found: reconnect to /sse\n',
-    ],
+    ['GET /nothing', 404, notFound],
+    ['GET //', 404, notFound],
+    ['POST /sse', 404, notFound],
+    ['GET /messages', 404, notFound],
+    ['POST /messages', 400, missing],
+    ['POST /messages?sessionId=%', 404, 'Session not found: reconnect to /sse\n'],
   ] as const;
-  for (const [what, method, path, status, text] of refusals) {
-    test(`${what} gets ${status}`, async () => {
-      const { url } = await startServer();
-      const { statusCode, headers, body } = await request(new URL(url + path), { method });
-      assert.equal(statusCode, status);
-      assert.equal(await body.text(), text);
-      if (status === 405) assert.equal(headers['allow'], method === 'GET' ? 'POST' : 'GET');
+  for (const [request, status, answer] of refusals) {
+    test(`${request} gets ${status}`, async () => {
+      const [method = '', path] = request.split(' ');
+      const { url } = await serve();
+      const res = await send(method, url + path);
+      assert.equal(res.statusCode, status);
+      assert.equal(res.headers['content-type'], 'text/plain');
+      assert.equal(await text(res), answer);
     });
   }
 
   test('a trailing slash makes no difference, in a request or in an option', async () => {
-    const { url } = await startServer({ ssePath: '/mcp/sse/', messagesPath: '/mcp/messages/' });
-    for (const path of ['/mcp/sse', '/mcp/sse/', 'http://localhost/mcp/sse']) {
-      const { endpoint } = await openStream(url, path);
-      assert.match(endpoint, /\/mcp\/messages\?sessionId=/);
-      const { status } = await post(endpoint.replace('?', '/?'), ping(1));
-      assert.equal(status, 202);
+    const { url } = await serve({ ssePath: '/mcp/sse/', messagesPath: '/mcp/messages/' });
+    for (const path of ['/mcp/sse', '/mcp/sse/?a=b']) {
+      const { endpoint } = await open(url, path);
+      assert.equal(await post(url + endpoint.replace('?', '/?')), 202);
     }
   });
 
-  const origins = [
-    [{ host: 'localhost' }, true],
-    [{ host: 'LOCALHOST:3000' }, true],
-    [{ host: '[::1]:3000' }, true],
-    [{ host: 'mcp.example:3000' }, true],
-    [{ host: 'evil.example' }, false],
-    [{ host: 'localhost.evil.example' }, false],
-    [{ host: 'evil example' }, false],
-    [{ origin: 'https://mcp.example' }, true],
-    [{ origin: 'https://evil.example' }, false],
-    [{ origin: 'null' }, false],
-    [{ 'sec-fetch-site': 'cross-site' }, false],
-  ] as const;
-  for (const [headers, isLetIn] of origins) {
-    test(`${JSON.stringify(headers)} is ${isLetIn ? 'let in' : 'refused'}`, async () => {
-      const { url } = await startServer({ allowedHosts: ['mcp.example'] });
-      const { statusCode, body } = await request(`${url}/nothing`, { headers });
-      assert.equal(statusCode, isLetIn ? 404 : 403);
-      if (!isLetIn) assert.match(await body.text(), /^Host, Origin or site not allowed: /);
+  const letIn = [
+    'Host LOCALHOST:3000',
+    'Host [::1]:3000',
+    'Host mcp.example:3000',
+    'Host [fd00::2]:3000',
+    'Origin https://mcp.example',
+  ];
+  const refused = [
+    'Host evil.example',
+    'Host localhost.evil.example',
+    'Host localhost:port',
+    'Origin https://evil.example',
+    'Origin null',
+    'Origin file://',
+  ];
+  for (const header of [...letIn, ...refused]) {
+    const isLetIn = letIn.includes(header);
+    test(`${header} is ${isLetIn ? 'let in' : 'refused'}`, async () => {
+      const { url } = await serve({ allowedHosts: ['MCP.example', 'fd00::2'] });
+      const headers = Object.fromEntries([header.split(' ')]);
+      const { statusCode } = await send('GET', `${url}/sse`, headers);
+      const status = await post(`${url}/messages?sessionId=1`, headers);
+      assert.deepEqual([statusCode, status], isLetIn ? [200, 404] : [403, 403]);
     });
   }
 
   test('with a token, each request must carry it', async () => {
-    const { url } = await startServer({ token: 's3cret' });
-    for (const authorization of ['', 'Bearer wrong', 'Basic s3cret', 's3cret']) {
-      const answer = await request(`${url}/messages`, { headers: { authorization } });
-      assert.equal(answer.statusCode, 401);
-      assert.equal(answer.headers['www-authenticate'], 'Bearer');
-      assert.doesNotMatch(await answer.body.text(), /s3cret/);
+    const { url } = await serve({ token: 's3cret' });
+    for (const authorization of ['', 's3cret']) {
+      for (const method of ['GET', 'POST']) {
+        const res = await send(method, `${url}/sse`, { authorization });
+        assert.equal(res.statusCode, 401, `${method} with "${authorization}"`);
+        assert.equal(res.headers['www-authenticate'], 'Bearer');
+        assert.match(await text(res), /^Token missing or wrong: send .* Bearer <token>\n$/);
+      }
     }
-    assert.equal((await request(`${url}/nothing`)).statusCode, 404);
-    const client = await connectClient(url, { authorization: 'bearer s3cret' });
+    const client = await connectClient(url, { authorization: 'Bearer s3cret' });
     await client.ping();
-  });
-
-  test('a message of 1 MiB is taken, and one byte more gets 413', async () => {
-    const { url } = await startServer();
-    const { endpoint } = await openStream(url);
-    const message = JSON.stringify(ping(1)).padEnd(1024 * 1024);
-    const headers = { 'content-type': 'application/json' };
-    const taken = await request(endpoint, { method: 'POST', headers, body: message });
-    assert.equal(taken.statusCode, 202);
-    const refused = await request(endpoint, { method: 'POST', headers, body: `${message} ` });
-    assert.equal(refused.statusCode, 413);
-    assert.equal(await refused.body.text(), 'Message too large: send at most 1048576 bytes\n');
-  });
-
-  test('a request that does not arrive in time gets 408', async () => {
-    const { url, server } = await startServer();
-    assert.equal(server.requestTimeout, 30_000);
-    assert.equal(server.keepAliveTimeout, 65_000);
-    assert.equal(server.timeout, 60_000);
-    server.requestTimeout = 50;
-    server.headersTimeout = 50;
-    const stalled = send(url, 'GET /sse');
-    await until(() => /^HTTP\/1.1 408/.test(stalled.text));
   });
 });
 
 // ---- Start -----------------------------------------------------------------------------------
 
+/** Starts a server.ts as `npm start` does, but in a folder of its own, and collects its output. */
+async function runServer(env: Record<string, string> = {}, envFile = '') {
+  const cwd = mkdtempSync(join(tmpdir(), 'server-'));
+  writeFileSync(join(cwd, '.env'), envFile);
+  symlinkSync(import.meta.dirname, join(cwd, 'current'));
+  // The child ends when this process does, even if that is killed: its standard input ends then.
+  const guard = 'data:text/javascript,process.stdin.on("end",()=>process.exit()).resume().unref()';
+  const options = ['--import', import.meta.resolve('tsx'), '--import', guard];
+  const child = spawn(process.execPath, [...options, join(cwd, 'current/server.ts')], {
+    cwd,
+    env: { PATH: process.env.PATH, ...START, ...env },
+  });
+  cleanups.push(() => {
+    child.kill('SIGKILL');
+    rmSync(cwd, { recursive: true });
+  });
+  const output = new Transcript();
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding('utf8').on('data', (chunk: string) => output.add(chunk));
+  }
+  child.on('close', (code) => output.add(`[ended with ${code}]`));
+  /** The address that the server prints. */
+  const address = async () => {
+    const [, url = ''] = await output.match(/^MCP over HTTP\+SSE: (http:\S+)\/\w+ \(/m);
+    return url;
+  };
+  return { child, output, address };
+}
+
 describe('Start', SUITE, () => {
-  const settings = [
-    ['PORT', '65536', /<=65535\n.*at PORT/],
-    ['PORT', 'secret', /expected number.*\n.*at PORT/],
-    ['SSE_PATH', 'sse', /must be a path such as \/mcp\/sse\n.*at SSE_PATH/],
-    ['MESSAGES_PATH', '/messages/', /must be a path .*\n.*at MESSAGES_PATH/],
-    ['MESSAGES_PATH', '/sse', /SSE_PATH and MESSAGES_PATH must differ/],
-    ['ALLOWED_HOSTS', 'http://mcp.example', /must be host names, no ports\n.*at ALLOWED_HOSTS/],
-    ['MCP_TOKEN', 'secret token', /must be printable ASCII without spaces\n.*at MCP_TOKEN/],
-    ['HOST', '0.0.0.0', /HOST lets others in: set MCP_TOKEN/],
+  const mustBeHost = 'must be a name or address, no http:// or port';
+  const faults = [
+    ['PORT=65536', '<=65535'],
+    ['PORT=80.5', 'expected int'],
+    ['PORT=-1', '>=0'],
+    ['HOST=127.0.0.1:3000', mustBeHost],
+    ['ALLOWED_HOSTS=mcp.example, http://secret.example', mustBeHost],
+    ['SSE_PATH=secret', 'must be a path such as /mcp/sse'],
+    ['MESSAGES_PATH=/secret messages', 'must be a path such as /mcp/sse'],
+    ['MCP_TOKEN=secret token', 'must be ASCII without spaces'],
   ] as const;
-  for (const [name, value, fault] of settings) {
-    test(`${name}=${value} is refused with a reason that does not show it`, () => {
-      const refuse = (error: Error) => fault.test(error.message) && !/secret/.test(error.message);
-      assert.throws(() => readSettings({ ...START, [name]: value }), refuse);
+  for (const [setting, fault] of faults) {
+    test(`${setting} is refused, with a reason that does not show it`, () => {
+      const [name = '', value] = setting.split('=');
+      const message = new RegExp(`^(?![^]*secret)[^]*${fault}.*\n.* at ${name}`);
+      assert.throws(() => readSettings({ ...START, [name]: value }), { message });
     });
   }
 
-  test('a setting that is unset or blank takes its default', () => {
-    const { HOST, PORT, ALLOWED_HOSTS } = readSettings({ ...START, HOST: '', PORT: ' ' });
-    assert.deepEqual([HOST, PORT, ALLOWED_HOSTS], ['127.0.0.1', 3000, []]);
-    const { ALLOWED_HOSTS: hosts } = readSettings({ ...START, ALLOWED_HOSTS: 'A.example , b.c' });
-    assert.deepEqual(hosts, ['a.example', 'b.c']);
-    for (const HOST of ['localhost', '::1']) readSettings({ ...START, HOST });
+  test('an address that others can reach needs a token', () => {
+    const read = () => readSettings({ ...START, HOST: '0.0.0.0' });
+    assert.throws(read, /HOST lets others in: set MCP_TOKEN/);
   });
 
-  test('the start says how to reach it, .env counts, and a signal ends it once', async () => {
-    const env = 'HOST=:: \n  \nMCP_TOKEN=t0ken\r\nSSE_PATH=/from-file\nALLOWED_HOSTS=a.example';
-    const paths = { SSE_PATH: '/events', MESSAGES_PATH: '/post' };
-    const run = await runServer({ ...START, ...paths }, env);
-    const [, url = ''] = await run.line(/^MCP over HTTP\+SSE: GET (\S+)\/events, POST \1\/post$/m);
-    assert.match(url, /^http:\/\/localhost:\d+$/);
-    await run.line(/^Token: required$/m);
-    await run.line(/^Try: curl -N -H "Authorization: Bearer <MCP_TOKEN>" \S+\/events$/m);
-    const open = async (authorization: string) => {
-      const headers = { host: 'a.example', authorization };
-      return request(`${url}/events`, { headers });
-    };
-    assert.equal((await open('')).statusCode, 401);
-    const [first, second] = [await open('Bearer t0ken'), await open('Bearer t0ken')];
-    assert.equal(second.statusCode, 200, run.text);
-    await run.line(/^Session [\da-f]{8} started from \S+$/m);
-    first.body.on('error', ignore).destroy();
-    await run.line(/^Session [\da-f]{8} ended after \d+ ms$/m);
-    assert.doesNotMatch(run.text, /t0ken/);
-    run.child.stdout.destroy();
-    const third = await open('Bearer t0ken');
-    run.child.kill('SIGINT');
-    run.child.kill('SIGINT');
-    for (const { body } of [second, third]) assert.match(await body.text(), /\ndata: \/post\?/);
-    assert.deepEqual(await run.exit, [0, null]);
+  test('a setting that is unset or blank takes its default', () => {
+    const { HOST, ALLOWED_HOSTS } = readSettings({ ...START, HOST: ' ' });
+    assert.deepEqual([HOST, ALLOWED_HOSTS], ['127.0.0.1', []]);
   });
+
+  test('it says where it listens and how to try it, and logs each session', async () => {
+    const { output, address } = await runServer();
+    const url = await address();
+    const [, tried] = await output.match(/\(token not required\)\nTry: curl -N (.*)\n/);
+    assert.equal(tried, `${url}/sse`);
+    const { id, res } = await open(url);
+    const name = `Session ${id.slice(0, 8)}`;
+    await output.match(new RegExp(`^${name} started from 127.0.0.1$`, 'm'));
+    res.destroy();
+    await output.match(new RegExp(`^${name} ended after \\d+ ms$`, 'm'));
+  });
+
+  test('.env is read, the environment wins, and the token is not shown', async () => {
+    const file = 'MCP_TOKEN=t0ken\nSSE_PATH=/file\nMESSAGES_PATH=/post\nALLOWED_HOSTS=a.example, b';
+    const { output, address } = await runServer({ SSE_PATH: '/events' }, file);
+    const url = await address();
+    await output.match(/\(token required\)\nTry: curl -N -H "Authorization: Bearer <MCP_TOKEN>" h/);
+    const headers = { host: 'b', authorization: 'Bearer t0ken' };
+    const { endpoint } = await open(url, '/events', headers);
+    assert.match(endpoint, /^\/post\?/);
+    assert.doesNotMatch(output.text, /t0ken/);
+  });
+
+  const hasIPv6 = JSON.stringify(networkInterfaces()).includes('"::1"');
+  for (const HOST of hasIPv6 ? ['0.0.0.0', '::1'] : ['0.0.0.0']) {
+    test(`with HOST=${HOST}, the printed address works`, async () => {
+      const { output, address } = await runServer({ HOST, MCP_TOKEN: 't0ken' });
+      const { statusCode } = await send('GET', await address());
+      assert.equal(statusCode, 401);
+      assert.doesNotMatch(output.text, /0\.0\.0\.0/);
+    });
+  }
+
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    test(`${signal}, also twice, ends sessions, then what stays, and the process`, async () => {
+      const { child, output, address } = await runServer();
+      const url = await address();
+      const socket = net.connect(Number(new URL(url).port), '127.0.0.1');
+      socket.on('error', () => undefined).write('GET /half-a-request');
+      const { stream } = await open(url);
+      await output.match(/ started /);
+      child.kill(signal);
+      child.kill(signal);
+      await stream.match(/\[closed\]/);
+      await output.match(/ ended after \d+ ms\n\[ended with 0\]$/);
+    });
+  }
 
   test('a port in use ends the start with one line', async () => {
-    const { url } = await startServer();
-    const run = await runServer({ ...START, PORT: new URL(url).port });
-    assert.deepEqual(await run.exit, [1, null]);
-    assert.match(run.text, /^Cannot start: listen EADDRINUSE: .*\n$/);
+    const { url } = await serve();
+    const { output } = await runServer({ PORT: new URL(url).port });
+    await output.match(/^Cannot start: listen EADDRINUSE: .*\n\[ended with 1\]$/);
   });
 });
 
-// ==== The tool and its firewall ===============================================================
-
-const API_KEY = 'LUFRPT1-secret+key/==';
-const ANSWER_HINT = 'check PANOS_HOSTNAME, the network, and the certificate (NODE_EXTRA_CA_CERTS)';
-const REFUSAL_HINT = 'check PANOS_API_KEY, the XML API rights of its role, and the target if any';
-
-// A certificate for clients on a server, which therefore no client accepts. It guards nothing.
-const TLS = {
-  cert: `-----BEGIN CERTIFICATE-----
-MIIBszCCAVigAwIBAgIUf6KlAKaY5zzHKrBSPmb6aS1vXHMwCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNjEzMzkxMVoYDzIxMjYxMTAy
-MTMzOTExWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAASZDoEndU+cFLlgKmI3LrgEUlNYD2Tfhky9eEsnQSFxIqlt4WT0o+oK
-0tHcVMK9yZcmb6JxJFRfA0YBUZ68LLZfo4GFMIGCMB0GA1UdDgQWBBQIHukeZS6C
-AOXd+6Q2QMpnVNvRMTAfBgNVHSMEGDAWgBQIHukeZS6CAOXd+6Q2QMpnVNvRMTAP
-BgNVHRMBAf8EBTADAQH/MBoGA1UdEQQTMBGCCWxvY2FsaG9zdIcEfwAAATATBgNV
-HSUEDDAKBggrBgEFBQcDAjAKBggqhkjOPQQDAgNJADBGAiEA5nxL/Bybj7q4iCBr
-TayAnG0sOR6ULioZ/vDjf70RWxoCIQD6QwyHzq5AKXbv9Ay64UVomzzRa9DXuC0d
-dnxuDg0avw==
------END CERTIFICATE-----`,
-  key: `-----BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgCQOfcRznn3Zeoniw
-54fpT5I7PGJcMpmjBMX4qIXUHjChRANCAASZDoEndU+cFLlgKmI3LrgEUlNYD2Tf
-hky9eEsnQSFxIqlt4WT0o+oK0tHcVMK9yZcmb6JxJFRfA0YBUZ68LLZf
------END PRIVATE KEY-----`,
-};
-
-type Answer = (res: http.ServerResponse) => unknown;
-
-/** A stand-in for a firewall, the settings that lead to it, and the calls that it gets. */
-async function startFirewall(answer: Answer, firewall: http.Server = http.createServer()) {
-  const calls: { req: http.IncomingMessage; res: http.ServerResponse; body: string }[] = [];
-  firewall.on('request', async (req, res) => {
-    calls.push({ req, res, body: await text(req) });
-    answer(res);
-  });
-  firewall.listen(0, '127.0.0.1');
-  await once(firewall, 'listening');
-  cleanups.push(() => firewall.close().closeAllConnections());
-  const { port } = firewall.address() as AddressInfo;
-  const env = { ...START, PANOS_HOSTNAME: `http://127.0.0.1:${port}`, PANOS_API_KEY: API_KEY };
-  return { calls, env, port };
-}
-
-/** A client of the tool with these settings. */
-async function connectTool(env: Record<string, string>) {
-  const firewall = connectFirewall(readSettings(env));
-  const { url } = await startServer({ getServer: () => getServer(firewall) });
-  return { url, client: await connectClient(url) };
-}
-
-/** Calls the tool, and returns its data, or the text of its error. */
-async function ask(client: Client, target?: string, options = {}) {
-  const call = { name: 'show_system_info', arguments: { target } };
-  const result = await client.callTool(call, undefined, options);
-  const [{ text }] = result.content as [{ text: string }];
-  if (result.isError) return text;
-  assert.deepEqual(JSON.parse(text), result.structuredContent);
-  return result.structuredContent;
-}
-
-const success = (system: string) => {
-  return `<response status="success"><result><system>${system}</system></result></response>`;
-};
-const refusal = (code: string, inner: string) => {
-  return `<response status = 'error' code = '${code}'>${inner}</response>`;
-};
-const long = 'x'.repeat(2000);
+// ---- The tool and its firewall ---------------------------------------------------------------
 
 describe('The tool and its firewall', SUITE, () => {
+  const { connectFirewall, getServer } = subject;
+  const PANOS_API_KEY = 'LUFRPT1-secret+key/==';
+
+  /** A stand-in for a firewall, the settings that lead to it, and the calls that it gets. */
+  async function startFirewall(answer: (res: http.ServerResponse) => unknown) {
+    const calls: { req: http.IncomingMessage; body: string }[] = [];
+    const arrivals = new Transcript();
+    const firewall = http.createServer(async (req, res) => {
+      calls.push({ req, body: await text(req) });
+      arrivals.add('call\n');
+      answer(res);
+    });
+    return { calls, arrivals, env: { PANOS_HOSTNAME: await listen(firewall), PANOS_API_KEY } };
+  }
+
+  /** A client of the tool with these settings. */
+  async function connectTool(env: Record<string, string>) {
+    const firewall = connectFirewall(readSettings(env));
+    const { url } = await serve({ getServer: () => getServer(firewall) });
+    return connectClient(url);
+  }
+
+  /** Calls the tool, and returns its text, with `isError` before that of an error. */
+  async function ask(client: Client, target?: string, options = {}) {
+    const call = { name: 'show_system_info', arguments: { target } };
+    const { content, isError } = await client.callTool(call, undefined, options);
+    const [{ text: answer }] = content as [{ text: string }];
+    return isError ? `isError: ${answer}` : answer;
+  }
+
+  const success = '<response status="success"><result> <system/></result></response>';
+
   test('without a firewall, sample data comes and says so', async () => {
-    const { client } = await connectTool(START);
-    const { tools } = await client.listTools();
-    assert.ok(tools[0]?.annotations?.readOnlyHint && tools[0].outputSchema);
-    const note = 'Sample data: to ask a real firewall, set PANOS_HOSTNAME and PANOS_API_KEY.';
-    assert.deepEqual(await ask(client), { hostname: 'sample-firewall', note });
+    const client = await connectTool({});
+    const answer = await ask(client);
+    assert.match(answer, /^<response[^]*Sample data: to ask a real firewall, set PANOS_H/);
   });
 
   test('the firewall is asked as PAN-OS wants it, with the key in a header alone', async () => {
-    const { calls, env } = await startFirewall((res) => res.end(success('<a>1</a>')));
-    const { client } = await connectTool(env);
+    const { calls, env } = await startFirewall((res) => res.end(success));
+    const client = await connectTool(env);
     for (const target of [undefined, '', '007951000000013']) await ask(client, target);
     const form = { type: 'op', cmd: '<show><system><info></info></system></show>' };
     const forms = calls.map(({ body }) => Object.fromEntries(new URLSearchParams(body)));
     assert.deepEqual(forms, [form, form, { ...form, target: '007951000000013' }]);
     const { method, url, headers } = calls[0]!.req;
-    const { 'content-type': type, 'x-pan-key': key } = headers;
-    assert.deepEqual(
-      [method, url, type, key],
-      ['POST', '/api/', 'application/x-www-form-urlencoded', API_KEY],
-    );
-    assert.match(String(await ask(client, 'a b')), /must be a serial number/);
+    assert.deepEqual([method, url], ['POST', '/api/']);
+    assert.equal(headers['content-type'], 'application/x-www-form-urlencoded');
+    assert.equal(headers['x-pan-key'], PANOS_API_KEY);
   });
 
-  test('each field comes as the text that was sent', async () => {
-    const reply =
-      success(`<hostname>caf&#233; &amp; b</hostname><serial>007</serial><v>2023.20140</v>
-      <time>Tue Aug 15\n</time><empty/><ZTP>a</ZTP><ZTP>b</ZTP>
-      <plugins><entry name='dlp' version='1.0'><c><![CDATA[<d>]]></c></entry></plugins>`);
-    const { env } = await startFirewall((res) => res.end(`\n<?xml version="1.0"?>${reply}`));
-    const { client } = await connectTool(env);
-    await client.listTools(); // From now on the client checks results against the output schema.
-    assert.deepEqual(await ask(client), {
-      hostname: 'café & b',
-      serial: '007',
-      v: '2023.20140',
-      time: 'Tue Aug 15',
-      empty: '',
-      ZTP: ['a', 'b'],
-      plugins: { entry: { name: 'dlp', version: '1.0', c: '<d>' } },
-    });
+  test('a success comes as it was sent, whatever its quotes and blanks are', async () => {
+    const replies = [
+      success,
+      `\n<?xml version="1.0" encoding='UTF-8'?>\n${success}\n`,
+      success.replace('status="success"', "code = '19' status = 'success'"),
+    ];
+    const { calls, env } = await startFirewall((res) => res.end(replies[calls.length - 1]));
+    const client = await connectTool(env);
+    for (const reply of replies) assert.equal(await ask(client), reply);
   });
 
+  const refusal = "<response status = 'error' code = '403'><msg>No</msg></response>";
+  const cut = success.slice(0, -3);
   const failures = [
-    [
-      400,
-      refusal('400', '<result><msg>Key Expired</msg></result>'),
-      'HTTP 400, code 400: Key Expired',
-      REFUSAL_HINT,
-    ],
-    [
-      200,
-      refusal('16', '<msg><line>No</line></msg>').replace('error', 'unauth'),
-      'HTTP 200, code 16: No',
-      REFUSAL_HINT,
-    ],
-    [
-      200,
-      refusal('17', '<msg><line><![CDATA[ a]]></line><line>b\n</line></msg>'),
-      'HTTP 200, code 17: a b',
-      REFUSAL_HINT,
-    ],
-    [
-      200,
-      refusal('', '<msg/><result><msg><line><line>c</line></line></msg></result>'),
-      'HTTP 200, code none: c',
-      REFUSAL_HINT,
-    ],
-    [200, refusal('1', `<msg>key=${API_KEY}</msg>`), 'HTTP 200, code 1: key=***', REFUSAL_HINT],
-    [
-      200,
-      refusal('1', `<msg>${long}</msg>`),
-      `HTTP 200, code 1: ${long}`.slice(0, 500),
-      REFUSAL_HINT,
-    ],
-    [401, '<html></html>', 'HTTP 401 without a PAN-OS reply', REFUSAL_HINT],
-    [503, '<html><hr></html>', 'HTTP 503 without a PAN-OS reply', ANSWER_HINT],
-    [200, success('<a>').slice(0, -20), 'HTTP 200 without a PAN-OS reply', ANSWER_HINT],
-    [200, success(''), 'no system information in the reply', ANSWER_HINT],
-    [200, long.repeat(600), 'the reply broke off: Response content exceeded max size', ANSWER_HINT],
+    ['a refusal', 403, refusal, `HTTP 403: ${refusal}`],
+    ['a page', 503, `<p>\n${refusal}</p>`, `HTTP 503: <p> ${refusal}</p>`],
+    ['a reply that repeats the key', 200, `key=${PANOS_API_KEY}`, 'HTTP 200: key=***'],
+    ['a long reply', 200, '-'.repeat(501), `HTTP 200: ${'-'.repeat(490)}`],
+    ['a success without its end', 200, cut, `HTTP 200: ${cut}`],
+    ['more than 1 MiB', 200, '-'.repeat(1024 ** 2 + 1), 'Response content exceeded max size'],
   ] as const;
-  for (const [status, reply, reason, hint] of failures) {
-    test(`HTTP ${status} with ${reply.slice(0, 80)} is told in one sentence`, async () => {
-      const { env, port } = await startFirewall((res) => res.writeHead(status).end(reply));
-      const { client } = await connectTool(env);
-      assert.equal(await ask(client), `Asking 127.0.0.1:${port} failed (${reason}): ${hint}.`);
+  for (const [what, status, reply, reason] of failures) {
+    test(`${what} is told in one sentence with advice`, async () => {
+      const { env } = await startFirewall((res) => res.writeHead(status).end(reply));
+      const answer = await ask(await connectTool(env));
+      const { host } = new URL(env.PANOS_HOSTNAME);
+      const advice = 'check PANOS_HOSTNAME, PANOS_API_KEY and its rights, and the certificate';
+      assert.equal(answer, `isError: Asking ${host} failed (${reason}): ${advice}.`);
     });
   }
 
-  test('a lost connection is tried once more, unless the reply has begun', async () => {
-    const { calls, env } = await startFirewall((res) => {
-      if (calls.length === 2) res.destroy();
-      else if (calls.length < 4) res.end(success('<a>1</a>'));
-      else res.writeHead(200, { 'content-length': 99 }).write('<a>', () => res.destroy());
+  test('a firewall that is not there is an error that says so', async () => {
+    const env = { PANOS_HOSTNAME: 'http://localhost:1', PANOS_API_KEY };
+    const answer = await ask(await connectTool(env));
+    assert.match(answer, /^isError: Asking localhost:1 failed \(.*ECONNREFUSED.*\): check/);
+  });
+
+  test('a call ends when the client cancels it, and with its session', async () => {
+    const { arrivals, env } = await startFirewall((res) => {
+      res.on('close', () => arrivals.add('end\n'));
     });
-    const { client } = await connectTool(env);
-    assert.deepEqual(await ask(client), { a: '1' });
-    assert.deepEqual(await ask(client), { a: '1' });
-    assert.match(String(await ask(client)), /\(the reply broke off: .*\): check PANOS_HOSTNAME/);
-    assert.equal(calls.length, 4);
+    const [one, two] = [await connectTool(env), await connectTool(env)];
+    const controller = new AbortController();
+    const cancelled = assert.rejects(ask(one, '', controller), /AbortError/);
+    const closed = assert.rejects(ask(two), /Connection closed/);
+    await arrivals.match(/call\ncall\n/);
+    controller.abort();
+    await arrivals.match(/end\n/);
+    await two.close();
+    await arrivals.match(/end\nend\n/);
+    await Promise.all([cancelled, closed]);
   });
 
-  test('a certificate that is not accepted is an error, unless its check is switched off', async () => {
-    const { env, port } = await startFirewall(
-      (res) => res.end(success('<a>1</a>')),
-      https.createServer(TLS),
-    );
-    const strict = { ...env, PANOS_HOSTNAME: `localhost:${port}` };
-    const { client } = await connectTool(strict);
-    assert.match(
-      String(await ask(client)),
-      /\(unsuitable certificate purpose\): .*NODE_EXTRA_CA_CERTS/,
-    );
-    const { client: lax } = await connectTool({ ...strict, PANOS_SKIP_VERIFY_CERTIFICATE: 'true' });
-    assert.deepEqual(await ask(lax), { a: '1' });
-  });
-
-  test('a call ends with its session, and when the client cancels it', async () => {
-    const { calls, env } = await startFirewall(ignore);
-    const { client, url } = await connectTool(env);
-    const cancel = new AbortController();
-    const cancelled = ask(client, '', cancel);
-    const other = await connectClient(url);
-    const closed = ask(other);
-    await until(() => calls.length === 2);
-    cancel.abort();
-    await assert.rejects(cancelled, /AbortError/);
-    await other.close();
-    await assert.rejects(closed, /Connection closed/);
-    await until(() => calls.every(({ res }) => res.destroyed));
-  });
-
-  test('fifty clients at once are all answered, through five connections', async () => {
-    const { calls, env } = await startFirewall((res) => res.end(success('<a>1</a>')));
-    const { url } = await connectTool(env);
-    const clients = await Promise.all(Array.from({ length: 50 }, () => connectClient(url)));
-    const answers = await Promise.all(clients.map((client) => ask(client)));
-    assert.deepEqual(answers, Array(50).fill({ a: '1' }));
+  test('five calls at a time reach the firewall, and the others wait', async () => {
+    const waiting: http.ServerResponse[] = [];
+    const { calls, env } = await startFirewall((res) => {
+      if (waiting.push(res) === 5) waiting.splice(0).forEach((each) => each.end(success));
+    });
+    const client = await connectTool(env);
+    await Promise.all(Array.from({ length: 20 }, () => ask(client)));
     assert.equal(new Set(calls.map(({ req }) => req.socket)).size, 5);
   });
 
-  test('finished calls leave nothing in memory', async () => {
-    setFlagsFromString('--expose-gc');
-    const collect = runInNewContext('gc') as () => void;
-    const { env } = await startFirewall((res) => res.end(success(`<a>${'x'.repeat(100_000)}</a>`)));
-    const { client } = await connectTool(env);
-    const heapAfter = async (calls: number) => {
-      for (let call = 0; call < calls; call += 1) await ask(client);
-      collect();
-      return process.memoryUsage().heapUsed;
-    };
-    const before = await heapAfter(20);
-    const growth = (await heapAfter(100)) - before;
-    assert.ok(growth < 5_000_000, `100 calls with 100 KB each left ${growth} bytes`);
-  });
-
   test('the settings of the firewall are checked', () => {
-    const read = (env: Record<string, string>) => () => readSettings({ ...START, ...env });
-    assert.throws(read({ PANOS_HOSTNAME: 'fw.example' }), /PANOS_API_KEY need each other/);
-    assert.throws(read({ PANOS_HOSTNAME: 'f w' }), /must be like fw.example.*\n.*PANOS_HOSTNAME/);
+    const read = (PANOS_HOSTNAME: string) => readSettings({ PANOS_HOSTNAME, PANOS_API_KEY });
+    assert.equal(read('fw.example').PANOS_HOSTNAME, 'https://fw.example');
+    assert.throws(
+      () => read('ftp://fw.example'),
+      /must be like fw.example .*\n.* at PANOS_HOSTNAME/,
+    );
+    assert.throws(() => read(''), /PANOS_HOSTNAME and PANOS_API_KEY need each other/);
   });
 });
