@@ -123,7 +123,7 @@ async function post(url: string, headers = {}, id = 1) {
 /** Opens a stream, and waits for the event that says where to POST. */
 async function open(url: string, path = '/sse', headers = {}) {
   const res = await send('GET', url + path, headers);
-  assert.equal(res.statusCode, 200, `GET ${path}`);
+  assert.equal(res.statusCode, 200);
   const stream = new Transcript();
   res.setEncoding('utf8').on('data', (chunk: string) => stream.add(chunk));
   res.on('error', () => undefined).on('close', () => stream.add('\n[closed]'));
@@ -237,7 +237,7 @@ describe('Sessions', SUITE, () => {
     const session = await open(url);
     await session.stream.match(/\[closed\]/);
     assert.equal(await session.post(), 404);
-    assert.equal(events.text, 'closed\n', 'no hook is called');
+    assert.equal(events.text, 'closed\n');
   });
 
   test('a client that has left before its turn gets no session', async () => {
@@ -249,7 +249,7 @@ describe('Sessions', SUITE, () => {
     await once(res, 'close');
     handleRequest(req, res);
     await setImmediate();
-    assert.equal(events.text, '', 'a session has started');
+    assert.equal(events.text, '');
   });
 
   test('closeSessions() ends each session, and its end hook is called', async () => {

@@ -8,8 +8,8 @@
  * what each check is made of.
  */
 import { randomInt } from 'node:crypto';
-import { existsSync, readFileSync, realpathSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, readFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
 import { dirname } from 'node:path/posix';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
@@ -112,16 +112,14 @@ class Examination {
   url: URL;
   headers: Record<string, string> = {};
   print: (line: string) => void = ignore;
-  /** Milliseconds for the head of a stream, and again for its first event: gateways start slowly. */
+  /** How many milliseconds a stream's head may take, and again its first event. */
   patience = 15_000;
-  /** Milliseconds for the answer to a POST, and again for the reply on the stream. */
+  /** How many milliseconds a POST may take, and again the reply on the stream. */
   reply = 10_000;
   /** How many milliseconds "a moment later" means. */
   pause = 1_000;
   /** How many milliseconds an open stream is watched. */
   watch = 40_000;
-  /** A shorter watch says nothing about silence: many servers write once in 15 s. */
-  shortestSilence = 20_000;
   /** Tokens and session ids, which are not shown. */
   secrets: string[];
   /** The streams of the check that is running. */
@@ -130,7 +128,6 @@ class Examination {
   replies = new Map<unknown, Message & { stream: Exchange }>();
   /** What was done last: if the server dies, it has died of that. */
   deed = '';
-  lastId = 0;
   hasAnswered = false;
   hasStream = false;
   hasSession = false;
@@ -168,14 +165,13 @@ class Examination {
   isUnknown(answer: Exchange) {
     const { unknown, nowhere } = this;
     if (![400, 404, 410, 500, 503].includes(answer.status)) return false;
-    if (/session|transport|connection not/i.test(answer.text)) return true;
+    if (/session|transport|connection not/i.test(withoutPaths(answer.text))) return true;
     return this.isLike(answer, unknown) && !this.isLike(answer, nowhere);
   }
 
   /** Whether two answers are alike; ids, numbers and paths in their texts may differ. */
   isLike(answer: Exchange, other: Exchange | undefined) {
-    const plain = ({ status, text }: Exchange) =>
-      status + this.hide(text).replace(/\/[\w/.~%…-]*|[\da-f-]{8,}|\d+/gi, '');
+    const plain = ({ status, text }: Exchange) => status + withoutPaths(this.hide(text));
     return other !== undefined && plain(answer) === plain(other);
   }
 
@@ -198,9 +194,8 @@ class Examination {
     if (stream.isStream && stream.endedAt) return new Finding('cut-off', `${seen}, and ends`);
     const posted = await this.post(this.url, this.message('initialize'));
     if (isMcp(posted)) return new Finding('streamable-http', `${seen}; a POST is answered by MCP`);
-    if (nameOf(posted) === 'unauthorized') {
-      return new Finding('unauthorized', `${seen}; a POST gets ${told(posted)}`);
-    }
+    const isRefused = nameOf(posted) === 'unauthorized';
+    if (isRefused) return new Finding('unauthorized', `${seen}; a POST gets ${told(posted)}`);
     if (status && !stream.isStream) {
       const beside = name === 'wrong-url' ? `; ${await this.findBeside()}` : '';
       return new Finding(name, seen + beside);
@@ -282,10 +277,14 @@ class Examination {
   }
 
   message(method: string) {
-    this.lastId += 1;
     const clientInfo = { name: 'doctor', version: '1.0.0' };
     const params = { protocolVersion: '2024-11-05', capabilities: {}, clientInfo };
-    return { jsonrpc: '2.0', id: this.lastId, method, ...(method === 'initialize' && { params }) };
+    return {
+      jsonrpc: '2.0',
+      id: randomInt(1e9),
+      method,
+      ...(method === 'initialize' && { params }),
+    };
   }
 
   hear(stream: Exchange, event: string, data: string) {
@@ -457,18 +456,18 @@ async function read(answer: Exchange, { body }: Response) {
   }
 }
 
+function withoutPaths(text: string) {
+  return text.replace(/\/[^\s"]*|[\da-f-]{8,}|\d+/gi, '');
+}
+
 async function waitFor(isReached: () => unknown, limit: number) {
   const end = Date.now() + limit;
   while (!isReached() && Date.now() < end) await sleep(5);
 }
 
-function told({ status, type, text }: Exchange) {
-  if (!status) return `no answer: ${text}`;
-  const isPage = type.startsWith('text/html');
-  return `${status} ${quote(isPage ? text.replace(MARKUP, ' ') : text)}`;
+function told({ status, text }: Exchange) {
+  return status ? `${status} ${quote(text)}` : `no answer: ${text}`;
 }
-
-const MARKUP = /<(style|script|head)\b[^]*?<\/\1>|<[^>]*>/gi;
 
 /** A text in one short line without control characters. */
 function quote(text: string) {
@@ -489,26 +488,18 @@ type Check = (look: Examination) => Promise<string | void>;
  * nothing where it does not apply, or throws a finding.
  */
 const CHECKS: Record<string, Check> = {
-  async 'the stream opens'(look) {
-    const { type, url } = await look.open();
+  async 'the stream opens, and says where to POST'(look) {
+    const { url, endpoint } = await look.open();
     look.hasStream = true;
-    const path = url.pathname === look.url.pathname ? '' : `, redirected to ${url.pathname}`;
-    return `GET ${look.url.pathname} gets 200 ${type}${path}`;
-  },
-
-  async 'its first event says where to POST'(look) {
-    const { endpoint } = await look.open();
-    if (!look.otherOrigin) return endpoint.pathname + endpoint.search;
-    const seen = `it names ${look.otherOrigin}, and the stream is at ${endpoint.origin}`;
-    throw new Finding('other-origin', seen);
+    const seen = `GET ${url.pathname} is told ${endpoint.pathname}${endpoint.search}`;
+    if (!look.otherOrigin) return seen;
+    throw new Finding('other-origin', `${seen} at ${look.otherOrigin}, not at ${endpoint.origin}`);
   },
 
   /** Learns how the server refuses, from an id that nobody was given and from a path beside. */
   async 'an unknown id is refused'(look) {
     const { endpoint, madeUp } = await look.open();
-    const beside = new URL(endpoint);
-    beside.pathname += '-nowhere';
-    look.nowhere = await look.post(beside, look.message('ping'));
+    look.nowhere = await look.post(new URL('nowhere', endpoint), look.message('ping'));
     if (!madeUp || madeUp.href === endpoint.href) return;
     look.unknown = await look.post(madeUp, look.message('ping'));
     const seen = `a made-up one gets ${told(look.unknown)}`;
@@ -594,7 +585,8 @@ const CHECKS: Record<string, Check> = {
     if (stream.endedAt) throw await look.endOf(stream);
     const silence = Date.now() - Math.max(start, stream.lastByteAt);
     if (look.hasSession) await look.call(stream, 'ping');
-    if (watch >= look.shortestSilence && silence >= 0.9 * watch) {
+    // A shorter watch says nothing about silence: many servers write once in 15 s.
+    if (watch >= 20 * look.pause && silence >= 0.9 * watch) {
       throw new Finding('silent-stream', `for ${seconds(watch)}, and no byte came`);
     }
     return `for ${seconds(watch)}`;
@@ -709,19 +701,16 @@ async function prove(look: Examination, check: Check) {
 export function adviceOn(name: string) {
   const readme = join(import.meta.dirname, '../README.md');
   const page = existsSync(readme) ? readFileSync(readme, 'utf8') : '';
-  const row = new RegExp(
-    `^[ -]*(?:<a id="${name}"></a>)?(.*) \\(\`${name}\`\\)<br>\\*Yours:\\* (.*?)(<br>|$)`,
-    'm',
-  );
+  const row = new RegExp(`^[ -]*(.*) \\(\`${name}\`\\)<br>\\*Yours:\\* (.*?)(<br>|$)`, 'm');
   const [, means, cure] = row.exec(page) ?? [];
   if (!means) return `  ${name}`;
-  return `  ${name}: ${means}\n  What to do: ${cure}\n  More: README.md#${name}`;
+  return `  ${name}: ${means}\n  What to do: ${cure}\n  More: search README.md for ${name}.`;
 }
 
 const USAGE = `Usage: npm run doctor -- URL [--header "Name: value"] [--watch SECONDS] [--json]
 The doctor opens some twenty streams (three at a time at the most) and posts some sixty messages,
 three of them bad ones, which come last. On a server with a fault, connected clients may suffer:
-use a test instance. It takes a minute; --watch 2 gives a first look in about 15 seconds.`;
+use a test instance. It takes a minute, and --watch 2 gives a first look in 15 seconds.`;
 
 /** The exit code is 1 if there is a problem, and 2 if the command is wrong. */
 export async function runDoctor(args: string[]) {
@@ -775,8 +764,7 @@ const OPTIONS = {
   json: { type: 'boolean', default: false },
 } as const;
 
-const startedFile = process.argv[1] ?? '';
-if (existsSync(startedFile) && realpathSync(startedFile) === import.meta.filename) {
+if (resolve(process.argv[1] ?? '') === import.meta.filename) {
   process.stdout.on('error', () => process.exit()); // Such as in `npm run doctor … | head`.
   process.exitCode = await runDoctor(process.argv.slice(2));
 }

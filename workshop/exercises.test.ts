@@ -1,30 +1,33 @@
 // SPDX-License-Identifier: MIT-0
+/** The printed solutions pass the checks of their exercises, and typical mistakes do not. */
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
-import { readFileSync, rmSync } from 'node:fs';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import http from 'node:http';
+import { join } from 'node:path';
 import { after, before, describe, mock, test } from 'node:test';
 import {
-  CONNECTED,
+  checkHealth,
+  checkInterfaces,
+  checkMcp,
+  checkSessions,
   edit,
-  type Edit,
-  EXERCISES,
+  FAULTS,
   findFailing,
-  PLACED,
-  SERVER,
+  type Edit,
   type Start,
 } from './exercises.ts';
-import { cleanUp, ignore, logged, startListening, SUITE } from './helpers.ts';
+import { cleanUp, listen, Transcript } from './helpers.ts';
 
-mock.method(console, 'error', (...parts: unknown[]) => void logged.push(parts.join(' ')));
-after(cleanUp, { timeout: 10_000 });
-
-// ---- The proofs ------------------------------------------------------------------------------
+const project = join(import.meta.dirname, '..');
+const folder = join(project, `.exercises-${process.pid}`);
+const source = readFileSync(join(project, 'server.ts'), 'utf8');
+const tests = readFileSync(join(project, 'server.test.ts'), 'utf8');
+const readme = readFileSync(join(project, 'README.md'), 'utf8');
 
 /** The changes that the README prints as the solution of an exercise. */
-async function readSolution(number: string) {
-  const readme = await readFile('README.md', 'utf8');
-  const section = readme.split('\n### Exercise ')[Number(number)] ?? '';
+function readSolution(number: number) {
+  const section = readme.split('\n### Exercise ')[number] ?? '';
   const hunks = section.matchAll(/^@@.*\n([^]*?)(?=^@@|^```)/gm);
   return [...hunks].map(([, hunk = '']): Edit => {
     const before = hunk.replace(/^\+.*\n/gm, '').replace(/^[ -]/gm, '');
@@ -33,116 +36,91 @@ async function readSolution(number: string) {
   });
 }
 
-const FOREIGN = '      if (isForeign(req, allowedHosts)) {\n';
-const HEALTHZ = "      if (path === '/healthz') return";
+/** Loads a server.ts into this process, because a child for each takes a minute in all. */
+function load(text: string): Start {
+  return async (env) => {
+    mkdirSync(folder, { recursive: true });
+    const file = join(folder, `${randomUUID()}.ts`);
+    writeFileSync(file, `${text}\nexport { logHooks };\n`);
+    const changed = await import(file);
+    const firewall = changed.connectFirewall(changed.readSettings(env));
+    const { handleRequest } = changed.createMcpHandler({
+      getServer: () => changed.getServer(firewall),
+      hooks: changed.logHooks,
+      token: env.MCP_TOKEN,
+    });
+    const url = await listen(http.createServer(handleRequest));
+    return { url, output: errors };
+  };
+}
 
-/** Wrong solutions that people hand in: the fault, what the check must say, and the change. */
-const WRONG: Record<string, [RegExp, ...Edit[]][]> = {
-  '4': [
-    // Refused requests are counted.
+/** What the servers log as errors. */
+const errors = new Transcript();
+
+const HEALTHZ = "    if (req.url === '/healthz') return";
+const CLOSE = "    res.once('close', () => void transport.close());\n";
+
+/** Wrong solutions that people hand in: what the check must say, and the change. */
+const WRONG: [number, (start: Start) => Promise<void>, [RegExp, ...Edit[]][]][] = [
+  [
+    4,
+    checkHealth,
     [
-      /Requests were refused: .*"started":1/,
-      [HEALTHZ, `      if (path === ssePath) health.started += 1;\n${HEALTHZ}`],
-    ],
-    // It is answered before the check of Host and Origin.
-    [
-      /GET \/healthz with a foreign Host must get 403. Seen: 200/,
       [
-        FOREIGN,
-        `      if (req.url === '/healthz') return reply(res, 200, JSON.stringify(health));\n${FOREIGN}`,
+        /Requests were refused: .*"started":1/,
+        [HEALTHZ, `    if (req.url === '/sse') health.started += 1;\n${HEALTHZ}`],
       ],
-    ],
-    // The last session and not the longest.
-    [
-      /shorter session must leave longestMs/,
-      ['Math.max(health.longestMs, Date.now()', '(Date.now()'],
+      [/longestMs must be/, ['Math.max(health.longestMs, ', '(health.longestMs + ']],
+      [/shorter session must leave longestMs/, ['Math.max(health.longestMs, ', '(']],
     ],
   ],
-  '5': [
-    // No signal.
+  [
+    5,
+    checkInterfaces,
     [
-      /A client cancels: its call to the firewall must end too/,
-      ['ask(call, signal)', 'ask(call, new AbortController().signal)'],
-    ],
-    // One entry is no list.
-    [
-      /The result must be \{"addresses":\[\{[^[]*\]\}/,
-      ['[data.address.entry].flat()', 'data.address.entry'],
-    ],
-    // An error is swallowed.
-    [
-      /must get an error with its words/,
-      ['ask(call, signal)', "ask(call, signal).catch(() => ({ address: '' }))"],
+      [/its call must end too/, ['ask(cmd, signal)', 'ask(cmd, new AbortController().signal)']],
+      [/get the command of the page/, ['<interface>all</interface>', '<interface></interface>']],
     ],
   ],
-  '7': [
-    // A shared McpServer.
-    [
-      /each request have a server of its own.*Error handling request/,
-      ['  async function handleMcp', `${SERVER}  async function handleMcp`],
-      [
-        `${CONNECTED}\n    await transport`,
-        'await mcpServer.connect(transport);\n    await transport',
-      ],
-    ],
-    // Nothing ends with the request.
-    [
-      /leaves: its call to the firewall must end too/,
-      ["    res.once('close', () => void transport.close());\n", ''],
-    ],
-  ],
-};
-const NOTHING = /must get 200, .*404|must be a tool|connect to \/mcp.*Not found/;
+  [7, checkMcp, [[/its call must end too/, [CLOSE, '']]]],
+];
 
-describe('The exercises', SUITE, () => {
-  const folder = `.exercises-${process.pid}`;
-  const source = readFileSync('server.ts', 'utf8');
-  process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
-  before(() => void mock.method(console, 'log', ignore));
+describe('The exercises', { concurrency: true, timeout: 120_000 }, () => {
+  before(() => {
+    Transcript.patience = 3_000;
+    mock.method(console, 'log', () => undefined);
+    mock.method(console, 'error', (...parts: unknown[]) => errors.add(parts.join(' ')));
+  });
+  after(async () => {
+    await cleanUp();
+    mock.restoreAll();
+    rmSync(folder, { recursive: true, force: true });
+  });
 
-  /** Runs a server.ts in this process, because a child for each takes a minute in all. */
-  async function load(text: string): Promise<Start> {
-    const file = `${folder}/${randomUUID()}.ts`;
-    await mkdir(folder, { recursive: true });
-    await writeFile(file, `${text}\nexport { logHooks };\n`);
-    const changed = await import(`../${file}`);
-    return async (env) => {
-      const firewall = changed.connectFirewall(env);
-      const { url } = await startListening(
-        changed.createMcpHttpServer({
-          getServer: () => changed.getServer(firewall),
-          hooks: changed.logHooks,
-          token: env['MCP_TOKEN'],
-        }),
-      );
-      return url;
-    };
-  }
-
-  async function prove(number: string, says: RegExp, text: string) {
-    const checking = EXERCISES[number]?.(await load(text));
-    const outcome = await checking?.then(() => 'passed', String);
-    assert.match(`${number}: ${outcome}`, says);
-  }
-
-  for (const [number, wrong] of Object.entries(WRONG)) {
+  for (const [number, check, wrong] of WRONG) {
     test(`exercise ${number} passes the printed solution, and refuses wrong ones`, async () => {
-      const solved = edit(source, await readSolution(number));
-      await prove(number, NOTHING, source);
-      await prove(number, /passed/, solved);
-      for (const [says, ...edits] of wrong) await prove(number, says, edit(solved, edits));
+      const solved = edit(source, readSolution(number));
+      await assert.rejects(check(load(source)));
+      await check(load(solved));
+      await Promise.all(
+        wrong.map(([says, ...edits]) => assert.rejects(check(load(edit(solved, edits))), says)),
+      );
     });
   }
 
-  for (const [name, [breaks, ...edits]] of Object.entries(PLACED)) {
+  test('exercise 3 refuses a timer that ends sessions', async () => {
+    const timer = 'setTimeout(() => transports.delete(sessionId), 300_000);';
+    await assert.rejects(checkSessions(load(source), timer), /Only the end of its stream/);
+  });
+
+  for (const [name, [breaks, ...edits]] of Object.entries(FAULTS)) {
     test(`fault ${name} breaks an ordinary test`, async () => {
-      const place = `${folder}/${name}`;
-      const whole = await readFile('server.test.ts', 'utf8');
-      const [tests = ''] = [whole];
-      await mkdir(place, { recursive: true });
-      await writeFile(`${place}/server.ts`, edit(source, edits));
-      await writeFile(`${place}/server.test.ts`, tests);
-      assert.equal(await findFailing(breaks, place), breaks);
+      const place = join(folder, name);
+      mkdirSync(place, { recursive: true });
+      writeFileSync(join(place, 'server.ts'), edit(source, edits));
+      writeFileSync(join(place, 'server.test.ts'), tests.replace('20_000', '3_000'));
+      const names = await findFailing(place);
+      assert.ok(names.includes(breaks), names.join('\n'));
     });
   }
 });
