@@ -278,7 +278,7 @@ const STRANGE: Record<string, Fault> = {
   },
   'slow answers': {
     async open(res) {
-      await sleep(500);
+      await sleep(200);
       return open.call(this, res);
     },
   },
@@ -336,7 +336,7 @@ async function runDoctor(...args: string[]) {
   return { out, error, code };
 }
 
-describe('The doctor', { concurrency: 20, timeout: 120_000 }, () => {
+describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
   test('is a command that shows no token', async () => {
     const { origin } = await serve({
       handle: ({ headers }, res) => res.writeHead(401).end(`No: ${headers.authorization}`),

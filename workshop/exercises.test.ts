@@ -87,7 +87,7 @@ const WRONG: [number, (start: Start) => Promise<void>, [RegExp, ...Edit[]][]][] 
 
 describe('The exercises', { concurrency: true, timeout: 120_000 }, () => {
   before(() => {
-    Transcript.patience = 3_000;
+    Transcript.patience = 2_000;
     mock.method(console, 'log', () => undefined);
     mock.method(console, 'error', (...parts: unknown[]) => errors.add(parts.join(' ')));
   });
@@ -118,7 +118,7 @@ describe('The exercises', { concurrency: true, timeout: 120_000 }, () => {
       const place = join(folder, name);
       mkdirSync(place, { recursive: true });
       writeFileSync(join(place, 'server.ts'), edit(source, edits));
-      writeFileSync(join(place, 'server.test.ts'), tests.replace('20_000', '3_000'));
+      writeFileSync(join(place, 'server.test.ts'), tests.replace('20_000', '2_000'));
       const names = await findFailing(place);
       assert.ok(names.includes(breaks), names.join('\n'));
     });

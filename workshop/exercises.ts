@@ -8,14 +8,13 @@ import { readFile, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual, promisify } from 'node:util';
-import { Client } from '@modelcontextprotocol/sdk/client/index.js';
-import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
 import { request } from 'undici';
 import { examine } from './doctor.ts';
 import {
   cleanUp,
   connectClient,
   openStream,
+  postJson,
   startFirewall,
   startServer,
   Transcript,
@@ -143,11 +142,7 @@ const TIMER = /set(Timeout|Interval)\([^;]*(transports\.(delete|clear)|transport
 export async function checkSessions(start: Start, source: string) {
   demand(!TIMER.test(source), 'Only the end of its stream may end a session', 'a timer');
   const names = await step('The suite Sessions', findFailing(project));
-  demand(
-    names.length === 0,
-    'The suite Sessions must pass',
-    `these tests fail: ${names.join('; ')}`,
-  );
+  demand(names.length === 0, 'These tests of the suite Sessions fail', names);
   const { url } = await start({});
   const { findings } = await step('The doctor', examine(`${url}/sse`, { watch: 1000 }));
   demand(findings.length === 0, 'The doctor must find nothing', findings);
@@ -172,7 +167,6 @@ export async function checkHealth(start: Start) {
   }
 
   await refusesOthers(`${url}/healthz`, 'GET');
-  await refusesOthers(`${url}/sse`, 'GET');
   await fetch(`${url}/sse`);
   await fetch(`${url}/nowhere`, { headers: WITH_TOKEN });
   await healthIs('Requests were refused', { sessions: 0, started: 0, longestMs: 0 });
@@ -199,7 +193,6 @@ function isQuiet({ text }: Transcript) {
 // ---- Exercise 5: a second tool that ends with its session --------------------------------------
 
 const INTERFACES = { name: 'show_interfaces' };
-const INFO = { name: 'show_system_info' };
 const ANSWER = '<response status="success"><result><ifnet/></result></response>';
 
 export async function checkInterfaces(start: Start) {
@@ -234,29 +227,25 @@ async function endsToo(news: Transcript, call: Promise<unknown>, end: () => unkn
 export async function checkMcp(start: Start) {
   const { state, calls, news, env } = await startFirewall();
   const { url, output } = await start({ ...env, ...TOKEN });
-  const connect = async () => {
-    const client = new Client({ name: 'client', version: '1.0.0' });
-    const requestInit = { headers: WITH_TOKEN };
-    await client
-      .connect(new StreamableHTTPClientTransport(new URL('/mcp', url), { requestInit }))
-      .catch(orMissing('A client must be able to connect to /mcp'));
-    return client;
+  const headers = { ...WITH_TOKEN, accept: 'application/json, text/event-stream' };
+  const params = { name: 'show_system_info' };
+  const message = { jsonrpc: '2.0', id: 1, method: 'tools/call', params };
+  const call = async (signal?: AbortSignal) => {
+    const answer = await postJson(`${url}/mcp`, message, headers, signal);
+    const text = await answer.text();
+    demand(text.includes('success'), 'A call on /mcp must be answered, whatever others do', text);
   };
-  const [first, second] = [await connect(), await connect()];
-  const waiting = first.callTool(INFO);
+  const first = call();
+  first.catch(() => undefined);
   await news.match(/call/).catch(orMissing('A call on /mcp must reach the firewall'));
   state.answer = ANSWER;
-  await second
-    .callTool(INFO)
-    .catch(orMissing('Beside a call that goes on, another must be answered'));
+  await call();
   calls[0]?.res.end(ANSWER);
-  await waiting.catch(orMissing('A call must go on when another one has ended'));
+  await first;
   state.answer = '';
-  await endsToo(news, first.callTool(INFO), () => first.close());
+  const leave = new AbortController();
+  await endsToo(news, call(leave.signal), () => leave.abort());
   await refusesOthers(`${url}/mcp`, 'POST');
-  const { status } = await fetch(`${url}/mcp`, { method: 'POST' });
-  demand(status === 401, 'POST /mcp without the token must get 401', status);
-  await openStream(url, WITH_TOKEN).catch(orMissing('GET /sse must go on as before'));
   isQuiet(output);
 }
 
@@ -264,9 +253,9 @@ export async function checkMcp(start: Start) {
 
 const CHECKS: Record<string, (start: Start, source: string) => Promise<void>> = {
   '3': checkSessions,
-  '4': checkHealth,
-  '5': checkInterfaces,
-  '7': checkMcp,
+  '4': (start) => step('Exercise 4', checkHealth(start)),
+  '5': (start) => step('Exercise 5', checkInterfaces(start)),
+  '7': (start) => step('Exercise 7', checkMcp(start)),
 };
 
 async function runExercise(name: string) {
@@ -289,14 +278,13 @@ async function runExercise(name: string) {
     demand(false, 'The type check must pass', stdout?.split('\n')[0] ?? message),
   );
   const source = await readFile(join(project, 'server.ts'), 'utf8');
-  await step(`Exercise ${name}`, check(startServer, source));
+  await check(startServer, source);
   if (name === '3') await rm(PLACED);
   return `✔ Exercise ${name === '3' ? placed : name} is done.`;
 }
 
 if (resolve(process.argv[1] ?? '') === import.meta.filename) {
-  const [, , name = ''] = process.argv;
-  const told = runExercise(name).catch(({ message }: Error) => {
+  const told = runExercise(process.argv[2] ?? '').catch(({ message }: Error) => {
     process.exitCode = 1;
     return `✘ ${message}`;
   });

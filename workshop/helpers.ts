@@ -68,25 +68,26 @@ export async function listen(server: http.Server) {
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
+/** Posts a message. */
+export function postJson(url: string, message: object, headers = {}, signal?: AbortSignal) {
+  const type = { ...headers, 'content-type': 'application/json' };
+  return fetch(url, { method: 'POST', headers: type, body: JSON.stringify(message), signal });
+}
+
 /** Opens a stream, and waits for the event that says where to POST. */
 export async function openStream(url: string, headers = {}) {
   const controller = new AbortController();
-  cleanups.push(() => controller.abort());
+  const leave = () => controller.abort();
+  cleanups.push(leave);
   const response = await fetch(`${url}/sse`, { headers, signal: controller.signal });
   const stream = new Transcript();
-  const write = (chunk: string) => stream.add(chunk);
-  const ended = response.body
+  const sink = new WritableStream({ write: (chunk: string) => stream.add(chunk) });
+  response.body
     ?.pipeThrough(new TextDecoderStream())
-    .pipeTo(new WritableStream({ write }));
-  ended?.catch(() => undefined);
+    .pipeTo(sink)
+    .catch(() => undefined);
   const [, path] = await stream.match(/^event: endpoint\ndata: (.*)\n\n/);
-  const post = (message: object) =>
-    fetch(url + path, {
-      method: 'POST',
-      headers: { ...headers, 'content-type': 'application/json' },
-      body: JSON.stringify(message),
-    });
-  return { stream, post, leave: () => controller.abort() };
+  return { stream, leave, post: (message: object) => postJson(url + path, message, headers) };
 }
 
 /** The SDK's own client. */

@@ -78,7 +78,8 @@ describe('README', { concurrency: true, timeout: 60_000 }, () => {
     process.env.MCP_TOKEN = token;
     await import(file).finally(() => rmSync(file));
     delete process.env.MCP_TOKEN;
-    const [{ type, text }] = mock.calls[0]?.arguments[0];
+    const told = mock.calls.map((call) => call.arguments[0]).find(Array.isArray) ?? [];
+    const [{ type, text }] = told;
     assertQuoted(`// [ { type: '${type}', text: '${text.slice(0, 27)}`, page);
   });
 
@@ -93,15 +94,5 @@ describe('README', { concurrency: true, timeout: 60_000 }, () => {
     const { scripts } = JSON.parse(fileText('package.json'));
     const commands = page.matchAll(/npm (?:run )?(?!install|ci|run|does)([a-z]+)/g);
     for (const [command, name = ''] of commands) assert.ok(scripts[name], command);
-  });
-
-  test('each name of a finding that it mentions has its row', () => {
-    const [, rows = ''] = page.split('\n### Which request failed?');
-    const [breaks = ''] = rows.split('\n## Connect a client');
-    const names = breaks.matchAll(
-      /(?:is|see|:|,|then|and|few|many) `([a-z]+-[a-z-]+)`(?=[,;.)\n ])/g,
-    );
-    for (const [mention, name] of names)
-      assertQuoted(`(\`${name}\`)<br>*Yours:*`, `${breaks}${mention}`);
   });
 });
