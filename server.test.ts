@@ -337,7 +337,7 @@ describe('Requests', SUITE, () => {
 // ---- Start -----------------------------------------------------------------------------------
 
 /** Starts a server.ts as `npm start` does, but in a folder of its own, and collects its output. */
-async function runServer(env: Record<string, string> = {}, envFile = '') {
+function runServer(env: Record<string, string> = {}, envFile = '') {
   const cwd = mkdtempSync(join(tmpdir(), 'server-'));
   writeFileSync(join(cwd, '.env'), envFile);
   symlinkSync(import.meta.dirname, join(cwd, 'current'));
@@ -396,7 +396,7 @@ describe('Start', SUITE, () => {
   });
 
   test('it says where it listens and how to try it, and logs each session', async () => {
-    const { output, address } = await runServer();
+    const { output, address } = runServer();
     const url = await address();
     const [, tried] = await output.match(/\(token not required\)\nTry: curl -N (.*)\n/);
     assert.equal(tried, `${url}/sse`);
@@ -409,7 +409,7 @@ describe('Start', SUITE, () => {
 
   test('.env is read, the environment wins, and the token is not shown', async () => {
     const file = 'MCP_TOKEN=t0ken\nSSE_PATH=/file\nMESSAGES_PATH=/post\nALLOWED_HOSTS=a.example, b';
-    const { output, address } = await runServer({ SSE_PATH: '/events' }, file);
+    const { output, address } = runServer({ SSE_PATH: '/events' }, file);
     const url = await address();
     await output.match(/\(token required\)\nTry: curl -N -H "Authorization: Bearer <MCP_TOKEN>" h/);
     const headers = { host: 'b', authorization: 'Bearer t0ken' };
@@ -421,7 +421,7 @@ describe('Start', SUITE, () => {
   const hasIPv6 = JSON.stringify(networkInterfaces()).includes('"::1"');
   for (const HOST of hasIPv6 ? ['0.0.0.0', '::1'] : ['0.0.0.0']) {
     test(`with HOST=${HOST}, the printed address works`, async () => {
-      const { output, address } = await runServer({ HOST, MCP_TOKEN: 't0ken' });
+      const { output, address } = runServer({ HOST, MCP_TOKEN: 't0ken' });
       const { statusCode } = await send('GET', await address());
       assert.equal(statusCode, 401);
       assert.doesNotMatch(output.text, /0\.0\.0\.0/);
@@ -430,7 +430,7 @@ describe('Start', SUITE, () => {
 
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
     test(`${signal}, also twice, ends sessions, then what stays, and the process`, async () => {
-      const { child, output, address } = await runServer();
+      const { child, output, address } = runServer();
       const url = await address();
       const socket = net.connect(Number(new URL(url).port), '127.0.0.1');
       socket.on('error', () => undefined).write('GET /half-a-request');
@@ -445,7 +445,7 @@ describe('Start', SUITE, () => {
 
   test('a port in use ends the start with one line', async () => {
     const { url } = await serve();
-    const { output } = await runServer({ PORT: new URL(url).port });
+    const { output } = runServer({ PORT: new URL(url).port });
     await output.match(/^Cannot start: listen EADDRINUSE: .*\n\[ended with 1\]$/);
   });
 });

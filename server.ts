@@ -71,9 +71,9 @@ export function createMcpHandler(options: McpHandlerOptions) {
   }
 
   async function route(req: IncomingMessage, res: ServerResponse) {
-    const { host, origin = 'http://localhost', authorization } = req.headers;
+    const { host, origin, authorization } = req.headers;
     // A web page of another site shows in `Origin` or, after DNS rebinding, in `Host`.
-    if (!isAllowed(`http://${host}`) || !isAllowed(origin)) {
+    if (!isAllowed(`http://${host}`) || (origin && !isAllowed(origin))) {
       return reply(res, 403, 'Host or Origin not allowed: use a name in ALLOWED_HOSTS');
     }
     // Comparing hashes takes the same time, however many characters of the token are right.

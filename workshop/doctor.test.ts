@@ -4,7 +4,7 @@
  * however slow or strange that is.
  */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { execFile } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import http from 'node:http';
@@ -12,10 +12,11 @@ import type { AddressInfo } from 'node:net';
 import { text } from 'node:stream/consumers';
 import { after, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { McpServer } from '@modelcontextprotocol/sdk/server/mcp.js';
-import { createMcpHandler } from '../server.ts';
+import { promisify } from 'node:util';
+import { createMcpHandler, getServer } from '../server.ts';
 import { adviceOn, examine, messageIn, type Options } from './doctor.ts';
 
+const run = promisify(execFile);
 const servers: http.Server[] = [];
 after(() => {
   for (const server of servers) server.close().closeAllConnections();
@@ -323,17 +324,11 @@ async function expectFindings(fault: Fault, expected: string[]) {
   return told;
 }
 
-/** Runs the doctor as a command. It ends when this process does: its standard input ends then. */
+/** Runs the doctor as a command. */
 async function runDoctor(...args: string[]) {
-  const guard = 'data:text/javascript,process.stdin.on("end",()=>process.exit()).resume().unref()';
-  const options = ['--import', 'tsx', '--import', guard, 'workshop/doctor.ts'];
-  const child = spawn(process.execPath, [...options, ...args]);
-  const [out, error, [code]] = await Promise.all([
-    text(child.stdout),
-    text(child.stderr),
-    once(child, 'close'),
-  ]);
-  return { out, error, code };
+  const command = ['--import', 'tsx', 'workshop/doctor.ts', ...args];
+  const { stdout, stderr, code } = await run(process.execPath, command).catch((error) => error);
+  return { out: stdout, error: stderr, code };
 }
 
 describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
@@ -389,11 +384,7 @@ describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
   test('finds nothing on the server of this project with a token', async () => {
     const token = 'secret-of-mine';
     const { handleRequest } = createMcpHandler({
-      getServer: () => {
-        const server = new McpServer({ name: 'test', version: '1.0.0' });
-        server.registerTool('hello', {}, () => ({ content: [] }));
-        return server;
-      },
+      getServer: () => getServer(),
       token,
       ssePath: '/mcp/sse',
       messagesPath: '/mcp/messages',

@@ -471,10 +471,8 @@ function told({ status, text }: Exchange) {
 
 /** A text in one short line without control characters. */
 function quote(text: string) {
-  return `"${text
-    .replace(/[\p{C}\s]+/gu, ' ')
-    .trim()
-    .slice(0, 100)}"`;
+  const line = text.replace(/[\p{C}\s]+/gu, ' ').trim();
+  return `"${line.slice(0, 100)}"`;
 }
 
 const seconds = (ms: number) => `${(ms / 1_000).toFixed(1)} s`;
