@@ -93,6 +93,7 @@ describe('The exercises', { concurrency: true, timeout: 120_000 }, () => {
   });
   after(async () => {
     await cleanUp();
+    Transcript.patience = 20_000;
     mock.restoreAll();
     rmSync(folder, { recursive: true, force: true });
   });

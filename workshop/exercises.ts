@@ -30,7 +30,7 @@ const WITH_TOKEN = { authorization: 'Bearer the-token' };
 
 /** Fails with one sentence for the participant: what is missing, and what was seen. */
 function demand(found: unknown, missing: string, seen: unknown): asserts found {
-  if (!found) throw new Error(`${missing}. Seen: ${JSON.stringify(seen)?.slice(0, 300)}`);
+  if (!found) throw new Error(`${missing}. Seen: ${JSON.stringify(seen)?.slice(0, 1000)}`);
 }
 
 function orMissing(missing: string) {
