@@ -179,6 +179,7 @@ describe('Sessions', SUITE, () => {
     const session = await open(url);
     await session.stream.match(/(\n: keep-alive\n){3}/);
     await session.ping();
+    await session.ping();
   });
 
   test('a session ends with its stream: messages get 404, and no comment is written', async () => {

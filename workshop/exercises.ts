@@ -150,7 +150,8 @@ export async function checkHealth(start: Start) {
     for (;;) {
       const answer = await fetch(`${url}/healthz`);
       const health = await answer.json().catch(() => answer.status);
-      if (isDeepStrictEqual({ ...health, ...wanted }, health)) return health.longestMs;
+      const isRight = answer.ok && isDeepStrictEqual({ ...health, ...wanted }, health);
+      if (isRight) return health.longestMs;
       const missing = `${when}: GET /healthz must say ${JSON.stringify(wanted)}`;
       demand(Date.now() < end, missing, health);
       await sleep(50);
@@ -237,6 +238,8 @@ export async function checkMcp(start: Start) {
   const leave = new AbortController();
   await endsToo(news, call(leave.signal), () => leave.abort());
   await refusesOthers(`${url}/mcp`, 'POST');
+  const { status } = await fetch(`${url}/mcp`, { method: 'POST' });
+  demand(status === 401, 'POST /mcp without the token must get 401', status);
   isQuiet(output);
 }
 
