@@ -27,7 +27,7 @@ import * as z from 'zod';
 // ---- Sessions --------------------------------------------------------------------------------
 
 /**
- * Makes `handleRequest`, a listener for `createServer()` that works as Express middleware too, and
+ * Makes `handleRequest`, a listener for `createServer()` or a handler for Express routes, and
  * `closeSessions`, which ends all open sessions.
  */
 export function createMcpHandler(options: McpHandlerOptions) {
@@ -246,7 +246,7 @@ export function connectFirewall(settings: z.infer<typeof toolSettings>) {
 
 // Devices differ in quotes and blanks. A reply without its end was cut off.
 const SUCCESS =
-  /^\s*(<\?xml[^>]*>\s*)?<response\b[^>]*\sstatus\s*=\s*["']success["'].*<\/response>\s*$/s;
+  /^(?=.*<\/response>\s*$)\s*(<\?xml[^>]*>\s*)?<response\b[^>]*\sstatus\s*=\s*["']success["']/s;
 const HINT = 'check PANOS_HOSTNAME, PANOS_API_KEY and its rights, and the certificate';
 
 // ==== Replace to here =========================================================================
@@ -300,7 +300,7 @@ const logHooks: SessionHooks = {
 };
 
 async function main() {
-  if (existsSync('.env')) process.loadEnvFile(); // What is set already wins.
+  if (existsSync('.env')) process.loadEnvFile(); // Variables that are set already win.
   const settings = readSettings(process.env);
   const { HOST, SSE_PATH, MCP_TOKEN } = settings;
   const firewall = connectFirewall(settings);
