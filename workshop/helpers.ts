@@ -1,60 +1,70 @@
 // SPDX-License-Identifier: MIT-0
-/** What the exercises and the tests of this folder need of a client, a server and a firewall. */
+/** What the exercises and the tests of this folder need of a server, a client and a firewall. */
 import { spawn } from 'node:child_process';
-import { EventEmitter, once } from 'node:events';
+import { once } from 'node:events';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
+import type { Readable } from 'node:stream';
 import { text } from 'node:stream/consumers';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
 import { SSEClientTransport } from '@modelcontextprotocol/sdk/client/sse.js';
+import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
+import type { Transport } from '@modelcontextprotocol/sdk/shared/transport.js';
 
-/** What ends the servers and clients that were started here. */
-const cleanups: (() => unknown)[] = [];
+/** What ends that was started here. */
+export const cleanups: (() => unknown)[] = [];
 
 export async function cleanUp() {
   for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
 }
 
-/** A text that grows, and can be waited for. */
-export class Transcript extends EventEmitter {
-  /** How long it waits, in milliseconds. */
-  static patience = 20_000;
-  text = '';
+/** How long something that must happen may take. */
+export const patience = { ms: 20_000 };
 
-  add(more: string) {
-    this.text += more;
-    this.emit('more');
-  }
-
-  /** Waits until the text matches. */
-  async match(pattern: RegExp) {
-    const signal = AbortSignal.timeout(Transcript.patience);
-    for (;;) {
-      const found = pattern.exec(this.text);
-      if (found) return found;
-      await once(this, 'more', { signal }).catch(() => {
-        throw new Error(`it has no ${pattern}: ${this.text || 'it is empty'}`);
-      });
-    }
+/** Asks again and again until the answer is yes, or patience is over. Returns the last answer. */
+export async function until<T>(ask: () => T) {
+  const end = Date.now() + patience.ms;
+  for (;;) {
+    const answer = await ask();
+    if (answer || Date.now() > end) return answer;
+    await sleep(20);
   }
 }
 
-/** Starts server.ts with these settings, and returns its URL and what it prints. */
-export async function startServer(env: NodeJS.ProcessEnv) {
-  // The server ends when this process does, even if that is killed: its standard input ends then.
-  const guard = 'data:text/javascript,process.stdin.on("end",()=>process.exit()).resume().unref()';
-  const file = join(import.meta.dirname, '../server.ts');
-  const child = spawn(process.execPath, ['--import', 'tsx', '--import', guard, file], {
+/** A text that grows, and can be waited for. */
+export class Transcript {
+  text = '';
+
+  constructor(...sources: Readable[]) {
+    for (const source of sources) {
+      source.setEncoding('utf8').on('data', (chunk: string) => (this.text += chunk));
+      source.on('error', () => undefined);
+    }
+  }
+
+  async match(pattern: RegExp) {
+    const found = await until(() => pattern.exec(this.text));
+    if (!found) throw new Error(`This has no ${pattern}: ${this.text || '(nothing)'}`);
+    return found;
+  }
+}
+
+/** With these, a child ends when this process does, even if that is killed: its input ends then. */
+export const CHILD = `--import=tsx --import=data:text/javascript,${encodeURIComponent(
+  'process.stdin.on("end", () => process.exit()).resume().unref()',
+)}`;
+
+/** Starts a server.ts with these settings, and returns its URL and what it prints. */
+export async function startServer(env: NodeJS.ProcessEnv, folder = '..') {
+  const child = spawn(process.execPath, [join(import.meta.dirname, folder, 'server.ts')], {
     cwd: import.meta.dirname, // A participant's .env does not count.
-    env: { PATH: process.env.PATH, PORT: '0', ...env },
+    env: { PATH: process.env.PATH, NODE_OPTIONS: CHILD, PORT: '0', ...env },
   });
   cleanups.push(() => child.kill('SIGKILL'));
-  const output = new Transcript();
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.setEncoding('utf8').on('data', (chunk: string) => output.add(chunk));
-  }
-  child.on('close', () => output.add('[ended]'));
+  const output = new Transcript(child.stdout, child.stderr);
+  child.on('close', () => (output.text += '[ended]'));
   const [, url] = await output.match(/^MCP over HTTP\+SSE: (http:\S+)\/\w+ [^]*Try|\[ended\]/m);
   if (!url) throw new Error(`server.ts does not start: ${output.text}`);
   return { url, output };
@@ -68,47 +78,45 @@ export async function listen(server: http.Server) {
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
-/** Posts a message. */
-export function postJson(url: string, message: object, headers = {}, signal?: AbortSignal) {
-  const type = { ...headers, 'content-type': 'application/json' };
-  return fetch(url, { method: 'POST', headers: type, body: JSON.stringify(message), signal });
-}
-
 /** Opens a stream, and waits for the event that says where to POST. */
 export async function openStream(url: string, headers = {}) {
-  const controller = new AbortController();
-  const leave = () => controller.abort();
+  const request = http.get(`${url}/sse`, { headers, agent: false });
+  const leave = () => request.destroy();
   cleanups.push(leave);
-  const response = await fetch(`${url}/sse`, { headers, signal: controller.signal });
-  const stream = new Transcript();
-  const sink = new WritableStream({ write: (chunk: string) => stream.add(chunk) });
-  response.body
-    ?.pipeThrough(new TextDecoderStream())
-    .pipeTo(sink)
-    .catch(() => undefined);
+  const [response] = await once(request, 'response');
+  const stream = new Transcript(response);
   const [, path] = await stream.match(/^event: endpoint\ndata: (.*)\n\n/);
-  return { stream, leave, post: (message: object) => postJson(url + path, message, headers) };
+  const post = (message: object) =>
+    fetch(url + path, {
+      method: 'POST',
+      headers: { ...headers, 'content-type': 'application/json' },
+      body: JSON.stringify(message),
+    });
+  return { stream, leave, post };
 }
 
-/** The SDK's own client. */
-export async function connectClient(url: string) {
+/** Calls a tool with a client of its own, the SDK's. What fails is an answer, too. */
+export function callTool(url: string, name: string, headers = {}) {
   const client = new Client({ name: 'client', version: '1.0.0' });
-  cleanups.push(() => client.close());
-  await client.connect(new SSEClientTransport(new URL('/sse', url)));
-  return client;
+  const leave = () => client.close();
+  cleanups.push(leave);
+  const Kind = url.endsWith('/sse') ? SSEClientTransport : StreamableHTTPClientTransport;
+  const transport = new Kind(new URL(url), { requestInit: { headers } });
+  const answer = client
+    .connect(transport as Transport)
+    .then(() => client.callTool({ name }, undefined, { timeout: patience.ms }))
+    .then(({ content }) => content)
+    .catch(({ message }: Error) => message);
+  return { answer, leave };
 }
 
-/** A stand-in for a firewall. It answers with `state.answer`; without one, its callers wait. */
+export type FirewallCall = { cmd: string; res: http.ServerResponse };
+
+/** A stand-in for a firewall. Whoever takes one of its calls answers it. */
 export async function startFirewall() {
-  const state = { answer: '' };
-  const calls: { form: URLSearchParams; res: http.ServerResponse }[] = [];
-  const news = new Transcript();
+  const calls: FirewallCall[] = [];
   const server = http.createServer(async (req, res) => {
-    calls.push({ form: new URLSearchParams(await text(req)), res });
-    res.on('close', () => news.add('end\n'));
-    news.add('call\n');
-    if (state.answer) res.end(state.answer);
+    calls.push({ cmd: `${new URLSearchParams(await text(req)).get('cmd')}`, res });
   });
-  const env = { PANOS_HOSTNAME: await listen(server), PANOS_API_KEY: 'key' };
-  return { state, calls, news, env };
+  return { calls, env: { PANOS_HOSTNAME: await listen(server), PANOS_API_KEY: 'key' } };
 }
