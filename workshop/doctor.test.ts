@@ -14,50 +14,54 @@ import { after, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { createMcpHandler, getServer } from '../server.ts';
-import { adviceOn, examine, messageIn, type Options } from './doctor.ts';
+import { examine, messageIn, type Options } from './doctor.ts';
 
 const run = promisify(execFile);
 const servers: http.Server[] = [];
-after(() => {
-  for (const server of servers) server.close().closeAllConnections();
-});
+after(() => servers.forEach((server) => server.close().closeAllConnections()));
 
 // ---- Servers -----------------------------------------------------------------------------------
 
-/** A request, and the session that it belongs to. */
-type Call = { id: string; stream: Response; req: Request; res: Response };
-type Request = http.IncomingMessage;
 type Response = http.ServerResponse;
+/** A request, the path that it asks for, and the id of its session. */
+type Call = { req: http.IncomingMessage; res: Response; path: string; id: string };
+
+const answer =
+  (status: number, body = 'No: <token>', headers = {}) =>
+  ({ res }: Call): unknown =>
+    res.writeHead(status, headers).end(body);
 
 /** A healthy server by hand, whose results are empty. Each fault below replaces a part of it. */
 class Healthy {
   options: Options = {};
   protocol = 'http:';
-  eventName = 'message';
   streams = new Map<string, Response>();
   requests = 0;
   gets = 0;
-  server = http.createServer((req, res) => this.handle(req, res));
+  meetStranger = answer(403);
+  refuse = answer(404, 'Session not found');
+  accept = answer(202);
+  reject = answer(400);
+  server = http.createServer((req, res) => {
+    this.requests += 1;
+    const [path = '', id = ''] = `${req.url}`.split(/\?\w+=/);
+    this.handle({ req, res, path, id });
+  });
 
   get origin() {
     return `${this.protocol}//127.0.0.1:${(this.server.address() as AddressInfo).port}`;
   }
 
-  handle(req: Request, res: Response): unknown {
-    this.requests += 1;
-    if (!req.headers.host?.startsWith('127.0.0.1:')) return this.meetStranger(res);
-    const [path, id = ''] = String(req.url).split(/\?\w+=/);
-    if (path === '/mcp/sse' && req.method === 'GET') return this.open(res);
-    if (path !== '/mcp/messages') return res.writeHead(404).end(`Cannot ${req.method} ${path}`);
+  handle(call: Call): unknown {
+    const { req, path, id } = call;
+    if (!req.headers.host?.startsWith('127.0.0.1:')) return this.meetStranger(call);
+    if (path === '/mcp/sse' && req.method === 'GET') return this.open(call);
+    if (path !== '/mcp/messages') return answer(404, `Cannot ${req.method} ${path}`)(call);
     const stream = this.find(id);
-    return stream ? this.take({ id, stream, req, res }) : this.refuse(res);
+    return stream ? this.take(call, stream) : this.refuse(call);
   }
 
-  meetStranger(res: Response): unknown {
-    return res.writeHead(403).end('Forbidden');
-  }
-
-  open(res: Response): unknown {
+  open({ res }: Call): unknown {
     this.gets += 1;
     const id = randomUUID();
     this.streams.set(id, res);
@@ -70,6 +74,10 @@ class Healthy {
     });
   }
 
+  endpoint(id: string) {
+    return `/mcp/messages?sessionId=${id}`;
+  }
+
   find(id: string) {
     return this.streams.get(id);
   }
@@ -78,48 +86,32 @@ class Healthy {
     this.streams.delete(id);
   }
 
-  endpoint(id: string) {
-    return `/mcp/messages?sessionId=${id}`;
+  write(stream: Response, event: string, data: string) {
+    stream.write(`event: ${event}\ndata: ${data}\n\n`);
   }
 
-  refuse(res: Response): unknown {
-    return res.writeHead(404).end('Session not found');
-  }
-
-  write(res: Response, event: string, data: string) {
-    res.write(`event: ${event}\ndata: ${data}\n\n`);
-  }
-
-  beat(res: Response) {
-    res.write(': keep-alive\n\n');
+  beat(stream: Response) {
+    stream.write(': keep-alive\n\n');
   }
 
   /** What happens when the doctor says that it watches. */
   rest() {}
 
-  async take(call: Call): Promise<unknown> {
+  async take(call: Call, stream: Response) {
     const message = messageIn(await text(call.req));
     if (!message) return this.reject(call);
     this.accept(call);
     const { id, method = '' } = message;
-    const reply = { jsonrpc: '2.0', id, ...this.reply(method, call) };
-    return id && this.send(call, JSON.stringify(reply));
+    const reply = { jsonrpc: '2.0', id, ...this.reply(method, call.id) };
+    return id && this.send(stream, JSON.stringify(reply));
   }
 
-  accept({ res }: Call) {
-    res.writeHead(202).end('Accepted');
-  }
-
-  reject({ res }: Call) {
-    res.writeHead(400).end('Not a message');
-  }
-
-  reply(_method: string, _call: Call): object {
+  reply(_method: string, _id: string): object {
     return { result: {} };
   }
 
-  send({ stream }: Call, reply: string) {
-    this.write(stream, this.eventName, reply);
+  send(stream: Response, reply: string) {
+    this.write(stream, 'message', reply);
   }
 
   /** Ends as a process does that dies. */
@@ -130,53 +122,54 @@ class Healthy {
 
 type Fault = Partial<Healthy> & ThisType<Healthy>;
 
-const { open } = Healthy.prototype;
-const answering = (status: number, body = 'No: <token>', headers = {}): Fault => ({
-  handle: (_req, res) => res.writeHead(status, headers).end(body),
-});
-const refusing = (status: number, body: string): Fault => ({
-  refuse: (res) => res.writeHead(status).end(body),
+const { die, handle, open, write } = Healthy.prototype;
+const refusing = (status: number, body?: string): Fault => ({
   find: () => undefined,
+  refuse: answer(status, body),
 });
-const limiting = (status: number, body: string): Fault => ({
-  open(res) {
-    if (this.gets === 3) return res.writeHead(status).end(body);
-    return open.call(this, res);
+/** The third stream is one too many. */
+const limiting = (refuse: Healthy['open']): Fault => ({
+  open(call) {
+    return (this.gets === 3 ? refuse : open).call(this, call);
   },
 });
 /** The ids that have been here before. */
 const known = new Set<unknown>();
-const streamable: Fault = {
-  async handle({ method }, res) {
-    await sleep(300);
-    res.writeHead(method === 'POST' ? 200 : 405).end('{"jsonrpc":"2.0","id":1,"result":{}}');
-  },
-};
-const killed: Fault = {
-  reject({ id, res }) {
-    this.remove(id);
-    res.writeHead(400).end();
-  },
-};
 
 const FAULTS: Record<string, Fault[]> = {
-  unreachable: [{ handle: (req) => req.destroy() }],
+  unreachable: [{ handle: ({ req }) => req.destroy() }],
   'untrusted-certificate': [{ protocol: 'https:' }],
   unauthorized: [
-    answering(401),
-    answering(400, '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'),
-    refusing(401, ''),
+    { handle: answer(401) },
+    {
+      handle: answer(
+        400,
+        '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}',
+      ),
+    },
+    refusing(401),
   ],
-  'host-refused': [answering(421), answering(403)],
-  'streamable-http': [streamable],
-  'wrong-url': [answering(404), answering(200, '<p>Hello</p>', { 'content-type': 'text/html' })],
-  'bad-gateway': [answering(502)],
-  'server-error': [answering(500, 'Error creating server')],
-  redirected: [answering(307, '', { location: 'http://elsewhere.example/sse' })],
-  limited: [answering(429), limiting(429, 'Slow down'), limiting(503, 'Busy')],
+  'host-refused': [{ handle: answer(421) }, { handle: answer(403) }],
+  'streamable-http': [
+    {
+      async handle(call) {
+        await sleep(300);
+        const status = call.req.method === 'POST' ? 200 : 405;
+        answer(status, '{"jsonrpc":"2.0","id":1,"result":{}}')(call);
+      },
+    },
+  ],
+  'wrong-url': [
+    { handle: answer(404) },
+    { handle: answer(200, '<p>Hello</p>', { 'content-type': 'text/html' }) },
+  ],
+  'bad-gateway': [{ handle: answer(502) }],
+  'server-error': [{ handle: answer(500, 'Error creating server') }],
+  redirected: [{ handle: answer(307, '', { location: 'http://elsewhere.example/sse' }) }],
+  limited: [{ handle: answer(429) }, limiting(answer(429)), limiting(answer(503))],
   buffered: [{ write() {}, beat() {}, options: { patience: 1_000 } }],
   'other-origin': [{ endpoint: (id) => `http://mcp.internal/mcp/messages?sessionId=${id}` }],
-  'post-refused': [refusing(403, '{"error":"Forbidden"}'), refusing(419, 'Page Expired')],
+  'post-refused': [refusing(403), refusing(419, 'Page Expired')],
   'endpoint-not-served': [{ endpoint: (id) => `/mcp/message?sessionId=${id}` }],
   'missing-prefix': [{ endpoint: (id) => `/messages?sessionId=${id}` }],
   'id-not-filed': [{ endpoint: () => `/mcp/messages?sessionId=${randomUUID()}` }],
@@ -191,9 +184,9 @@ const FAULTS: Record<string, Fault[]> = {
   ],
   'removed-early': [
     {
-      accept({ id, res }) {
-        this.remove(id);
-        res.writeHead(202).end();
+      accept(call) {
+        this.remove(call.id);
+        return answer(202)(call);
       },
     },
   ],
@@ -204,47 +197,31 @@ const FAULTS: Record<string, Fault[]> = {
       },
     },
   ],
-  'body-already-read': [
-    {
-      accept({ res }) {
-        res.writeHead(400).end('InternalServerError: stream is not readable');
-      },
-    },
-  ],
+  'body-already-read': [{ accept: answer(400, 'InternalServerError: stream is not readable') }],
   'shared-server': [
     {
-      send(_call, reply) {
+      send(_stream, reply) {
         this.streams.forEach((stream) => this.write(stream, 'message', reply));
       },
     },
     {
-      open(res) {
-        if (this.streams.size > 0) return res.writeHead(500).end();
-        return open.call(this, res);
+      open(call) {
+        return this.streams.size > 0 ? answer(500)(call) : open.call(this, call);
       },
     },
   ],
   'reply-lost': [{ send() {}, options: { reply: 300 } }],
-  'wrong-event-name': [{ eventName: 'reply' }],
-  'heartbeat-as-data': [{ beat: (res) => res.write('data: ping\n\n') }],
-  'killed-by-bad-message': [killed],
-  died: [
+  'wrong-event-name': [{ send: (stream, reply) => write(stream, 'reply', reply) }],
+  'heartbeat-as-data': [{ beat: (stream) => stream.write('data: ping\n\n') }],
+  'killed-by-bad-message': [
     {
-      reject() {
-        this.die();
-      },
-    },
-    {
-      remove() {
-        this.die();
-      },
-    },
-    {
-      open(res) {
-        return this.gets === 3 ? this.die() : open.call(this, res);
+      reject(call) {
+        this.remove(call.id);
+        return answer(400)(call);
       },
     },
   ],
+  died: [{ reject: die }, { remove: die }, limiting(die)],
   'cut-off': [
     {
       rest() {
@@ -256,44 +233,43 @@ const FAULTS: Record<string, Fault[]> = {
   'silent-stream': [{ beat() {}, options: { watch: 2_000 } }],
   'not-before-initialize': [
     {
-      reply(method, { id }) {
+      reply(method, id) {
         if (method === 'initialize') known.add(id);
         return known.has(id) ? { result: {} } : { error: { code: -32602 } };
       },
     },
   ],
-  'unknown-id-accepted': [{ refuse: (res) => res.writeHead(202).end() }],
+  'unknown-id-accepted': [{ refuse: answer(202) }],
   'ended-id-accepted': [{ remove() {} }],
-  'any-host-accepted': [{ meetStranger: (res) => res.writeHead(200).end() }],
+  'any-host-accepted': [{ meetStranger: answer(200) }],
 };
 
 /** Servers that serve their clients well, and nobody may accuse. */
 const STRANGE: Record<string, Fault> = {
   'other spellings': {
-    write: (res, event, data) => res.write(`event: ${event}\r\ndata: ${data}\r\n\r\n`),
-    accept: ({ res }) => res.writeHead(204).end(),
+    write: (stream, event, data) => stream.write(`event: ${event}\r\ndata: ${data}\r\n\r\n`),
+    accept: answer(204, ''),
     endpoint(id) {
       return `${this.origin}/mcp/messages?session_id=${id}`;
     },
-    meetStranger: (res) => res.writeHead(500).end(),
+    meetStranger: answer(500),
   },
   'slow answers': {
-    async open(res) {
+    async open(call) {
       await sleep(200);
-      return open.call(this, res);
+      return open.call(this, call);
     },
   },
   'a redirect within the origin': {
-    handle(req, res) {
-      if (req.url === '/mcp/sse') return res.writeHead(307, { location: '/mcp/sse/' }).end();
-      if (req.url === '/mcp/sse/') req.url = '/mcp/sse';
-      return Healthy.prototype.handle.call(this, req, res);
+    handle(call) {
+      if (call.path === '/mcp/sse') return answer(307, '', { location: '/mcp/sse/' })(call);
+      return handle.call(this, { ...call, path: call.path.replace(/\/$/, '') });
     },
   },
   'a session that ends at a request before notifications/initialized': {
-    reply(method, { id, stream }) {
+    reply(method, id) {
       if (method === 'notifications/initialized') known.add(id);
-      else if (method === 'ping' && !known.has(id)) stream.end();
+      else if (method === 'ping' && !known.has(id)) this.streams.get(id)?.end();
       return { result: {} };
     },
   },
@@ -334,7 +310,7 @@ async function runDoctor(...args: string[]) {
 describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
   test('is a command that shows no token', async () => {
     const { origin } = await serve({
-      handle: ({ headers }, res) => res.writeHead(401).end(`No: ${headers.authorization}`),
+      handle: (call) => answer(401, `No: ${call.req.headers.authorization}`)(call),
     });
     const { out, error, code } = await runDoctor(
       origin,
@@ -366,13 +342,11 @@ describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
 
   for (const [name, faults] of Object.entries(FAULTS)) {
     for (const [number, fault] of faults.entries()) {
-      test(`finds ${name}, and nothing else: ${number + 1}`, async () => {
-        await expectFindings(fault, [name]);
+      test(`finds ${name}, nothing else, and the advice of the README: ${number + 1}`, async () => {
+        const told = await expectFindings(fault, [name]);
+        assert.match(told, /: .+\n  What to do: .+\n  More: search README.md for /);
       });
     }
-    test(`prints the advice of the README on ${name}`, () => {
-      assert.match(adviceOn(name), /: .+\n  What to do: .+\n  More: search README.md for /);
-    });
   }
 
   for (const [what, fault] of Object.entries(STRANGE)) {
@@ -395,11 +369,11 @@ describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
   });
 
   test('shows an answer as it is, and sends no header to another origin', async () => {
-    const told = await expectFindings(answering(404, 'Send a <token>'), ['wrong-url']);
+    const told = await expectFindings({ handle: answer(404, 'Send a <token>') }, ['wrong-url']);
     assert.match(told, /404 "Send a <token>"/);
     const elsewhere = await serve({});
     const location = `${elsewhere.origin}/mcp/sse`;
-    await expectFindings(answering(307, '', { location }), ['redirected']);
+    await expectFindings({ handle: answer(307, '', { location }) }, ['redirected']);
     assert.equal(elsewhere.requests, 0);
   });
 });

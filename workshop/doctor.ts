@@ -9,7 +9,7 @@
  */
 import { randomInt } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import { dirname } from 'node:path/posix';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
@@ -35,14 +35,12 @@ const RISKS = [
 
 const TIMEOUT = 'TIMEOUT';
 const PROXY = process.env['HTTP_PROXY'] ? ' (HTTP_PROXY is set)' : '';
-const ACCEPT = 'text/event-stream, application/json';
-const INITIALIZED = { jsonrpc: '2.0', method: 'notifications/initialized' };
-const JSON_TYPE = 'application/json';
+const INITIALIZED = '{"jsonrpc":"2.0","method":"notifications/initialized"}';
 const BAD_MESSAGES = [
-  ['text that is not JSON', 'This is not JSON.', JSON_TYPE],
-  ['JSON that is no message', '{}', JSON_TYPE],
+  ['text that is not JSON', 'This is not JSON.'],
+  ['JSON that is no message', '{}'],
   ['another content type', '{"jsonrpc":"2.0","id":0,"method":"ping"}', 'text/plain'],
-] as const;
+];
 /** A session id is in a parameter of that name, or else in the last part that has digits. */
 const ID = /(?<=[?&]\w*(session|id)\w*=)[^&]+|[^/?&=]*\d[^/?&=]*(?=\D*$)/i;
 
@@ -51,20 +49,17 @@ const SIGNS: [RegExp, string][] = [
   [/stream is not readable|encoding should not be set|\[object Object\]/, 'body-already-read'],
   [/already (connected|started)/i, 'shared-server'],
   [/^\w+ 429|too many|(rate|session|connection)s? limit|max\w* (session|conn|client)/i, 'limited'],
-  [/^\w+ 401/, 'unauthorized'],
   [
-    /^\w+ (200|400|403) \{.*(unauthori[sz]ed|(token|api.?key|credential|authentication))/i,
+    /^\w+ (401|(200|400|403) \{.*(unauthori|token|api.?key|credential|authentication))/i,
     'unauthorized',
   ],
   [
-    /^\w+ 421|^\w+ 4.*((host|origin)\b.*(header|allowed|invalid)|(invalid|unknown) (host|origin))/i,
+    /^GET 403|^\w+ 4(21|.*((host|origin)\b.*(header|allowed|invalid)|(invalid|unknown) (host|origin)))/i,
     'host-refused',
   ],
-  [/^GET 403/, 'host-refused'],
   [/^GET 5(0[234]|2\d)/, 'bad-gateway'],
-  [/^GET 5/, 'server-error'],
+  [/^\w+ 5/, 'server-error'],
   [/^GET/, 'wrong-url'],
-  [/^POST 5/, 'server-error'],
   [/^POST 40[45]/, 'endpoint-not-served'],
   [/^POST/, 'post-refused'],
 ];
@@ -83,6 +78,10 @@ class Exchange {
   text = '';
   /** The other origin that a redirect names. */
   elsewhere = '';
+  /** The reply on the stream to the message that was sent. */
+  reply: Message | undefined;
+  /** What a POST to the same URL gets. */
+  posted = '';
   /** Where to POST, and the same with an id that nobody was given: see `takeEndpoint`. */
   endpoint: URL;
   madeUp: URL | undefined;
@@ -100,8 +99,23 @@ class Exchange {
     return this.status === 200 && this.type.startsWith('text/event-stream');
   }
 
+  get isMcp() {
+    const isAnswer = [200, 400, 404, 405, 406].includes(this.status);
+    return this.isStream || (isAnswer && messageIn(this.text) !== undefined);
+  }
+
   get isAccepted() {
     return (this.status >= 200 && this.status < 300) || this.code === TIMEOUT;
+  }
+
+  /** What its signs mean, if it is no success. */
+  get name() {
+    const signs = `${this.method} ${this.status} ${this.text}`;
+    return SIGNS.find(([sign]) => sign.test(signs))?.[1] ?? '';
+  }
+
+  get told() {
+    return this.status ? `${this.status} ${quote(this.text)}` : `no answer: ${this.text}`;
   }
 }
 
@@ -131,15 +145,15 @@ class Examination {
   hasAnswered = false;
   hasStream = false;
   hasSession = false;
-  /** What a made-up id gets: this is how the server says that a session is unknown. */
-  unknown: Exchange | undefined;
-  /** What a path gets that nobody serves. */
-  nowhere: Exchange | undefined;
+  /** How the server refuses a made-up id: this is what it says of an unknown session. */
+  unknown = '';
+  /** How it refuses a path that nobody serves. */
+  nowhere = '';
   otherOrigin = '';
   /** What the path in the `endpoint` event lacks. */
   prefix = '';
-  strangeName = '';
-  strangeData = '';
+  /** What came on a stream that is no message, or under another name. */
+  strange: Finding | undefined;
 
   constructor(url: string, options: Options) {
     Object.assign(this, options);
@@ -149,80 +163,77 @@ class Examination {
 
   // ---- From signs to names ---------------------------------------------------------------------
 
-  nameOfRows(rows: string[], refusal: Exchange) {
-    const isEach = (pattern: RegExp) => rows.every((row) => pattern.test(row));
-    const name = nameOf(refusal);
+  /** What the rows of marks of new streams mean, of which one ended in this refusal. */
+  nameOfMarks(marks: string, refusal: Exchange) {
+    const name = refusal.name;
     // If the same path is answered at other times, somebody serves it.
-    const isServed = !isEach(/^-+$/) && name === 'endpoint-not-served';
+    const isServed = marks.includes('+') && name === 'endpoint-not-served';
     if (!isServed && !this.isUnknown(refusal)) return this.otherOrigin ? 'other-origin' : name;
-    if (isEach(/^-+$/)) return 'id-not-filed';
-    if (isEach(/^-*\++$/)) return 'filed-late';
-    if (isEach(/^\++-+$/)) return 'removed-early';
-    return 'several-processes';
+    if (/^[- ]+$/.test(marks)) return 'id-not-filed';
+    if (/^(-*\++( |$))+$/.test(marks)) return 'filed-late';
+    return /^(\++-+( |$))+$/.test(marks) ? 'removed-early' : 'several-processes';
   }
 
   /** Whether an answer says that the session is unknown, on a path that somebody serves. */
   isUnknown(answer: Exchange) {
-    const { unknown, nowhere } = this;
     if (![400, 404, 410, 500, 503].includes(answer.status)) return false;
     if (/session|transport|connection not/i.test(withoutPaths(answer.text))) return true;
-    return this.isLike(answer, unknown) && !this.isLike(answer, nowhere);
+    const plain = this.plain(answer);
+    return plain === this.unknown && plain !== this.nowhere;
   }
 
-  /** Whether two answers are alike; ids, numbers and paths in their texts may differ. */
-  isLike(answer: Exchange, other: Exchange | undefined) {
-    const plain = ({ status, text }: Exchange) => status + withoutPaths(this.hide(text));
-    return other !== undefined && plain(answer) === plain(other);
+  /** An answer without what differs from one to the next: ids, numbers and paths. */
+  plain({ status, text }: Exchange) {
+    return status + withoutPaths(this.hide(text));
   }
 
   /** Why a request got no stream, or no answer at all. */
-  async explain(stream: Exchange): Promise<Finding> {
-    const { method, url, code, status, type, elsewhere } = stream;
-    const seen = `${method} ${url.origin}${url.pathname} gets ${told(stream)} ${type}`.trim();
-    if (elsewhere) return new Finding('redirected', `${seen}, to ${elsewhere}`);
+  async explain(stream: Exchange) {
+    const { method, url, elsewhere } = stream;
+    const name = await this.nameOfFailure(stream);
+    const after = name === 'died' ? `after ${this.deed}, ` : '';
+    const beside = name === 'wrong-url' ? await this.findBeside() : '';
+    const seen = `${after}${method} ${url.origin}${url.pathname} gets ${stream.told} ${stream.type}`;
+    return new Finding(name, seen.trim() + elsewhere + stream.posted + beside);
+  }
+
+  async nameOfFailure(stream: Exchange): Promise<string> {
+    const { code, status, isStream } = stream;
+    if (stream.elsewhere) return 'redirected';
     if (code && code !== TIMEOUT) {
-      if (await this.isDead()) return new Finding('died', `after ${this.deed}, ${seen}`);
-      return new Finding(this.hasAnswered ? '' : nameOfFailure(stream), seen);
+      if (await this.isDead()) return 'died';
+      return this.hasAnswered ? '' : nameOfError(stream);
     }
-    const name = nameOf(stream);
-    if (['limited', 'shared-server', 'unauthorized'].includes(name)) return new Finding(name, seen);
+    const name = stream.name;
+    if (['limited', 'shared-server', 'unauthorized'].includes(name)) return name;
     // The first GET was answered otherwise, and that disproves most causes.
-    if (this.hasStream) {
-      const laterName = { 500: 'server-error', 503: 'limited' }[status] ?? '';
-      return new Finding(laterName, `a later ${seen}`);
-    }
-    if (stream.isStream && stream.endedAt) return new Finding('cut-off', `${seen}, and ends`);
-    const posted = await this.post(this.url, this.message('initialize'));
-    if (isMcp(posted)) return new Finding('streamable-http', `${seen}; a POST is answered by MCP`);
-    const isRefused = nameOf(posted) === 'unauthorized';
-    if (isRefused) return new Finding('unauthorized', `${seen}; a POST gets ${told(posted)}`);
-    if (status && !stream.isStream) {
-      const beside = name === 'wrong-url' ? `; ${await this.findBeside()}` : '';
-      return new Finding(name, seen + beside);
-    }
-    const isAnswering = stream.isStream || posted.status || (await this.get('/')).status;
-    return new Finding(isAnswering ? 'buffered' : 'unreachable', `${seen}, no endpoint event`);
+    if (this.hasStream) return { 500: 'server-error', 503: 'limited' }[status] ?? '';
+    if (isStream && stream.endedAt) return 'cut-off';
+    const answer = await this.post(this.url, message('initialize'));
+    stream.posted = `; a POST of initialize gets ${answer.told} ${answer.type}`;
+    if (answer.isMcp) return 'streamable-http';
+    if (answer.name === 'unauthorized') return 'unauthorized';
+    if (status && !isStream) return name;
+    const isAnswering = isStream || answer.status || (await this.get('/')).status;
+    return isAnswering ? 'buffered' : 'unreachable';
   }
 
   async findBeside() {
     const seen: string[] = [];
     for (const path of ['/sse', '/mcp', '/mcp/sse']) {
-      const answer = await this.get(path);
-      const posted = await this.post(new URL(path, this.url), this.message('initialize'));
-      if (answer.isStream) seen.push(`${path} is an event stream`);
-      else if (isMcp(posted)) seen.push(`${path} is Streamable HTTP`);
+      const posted = await this.post(new URL(path, this.url), message('initialize'));
+      if ((await this.get(path)).isStream) seen.push(`${path} is an event stream`);
+      else if (posted.isMcp) seen.push(`${path} is Streamable HTTP`);
     }
-    return seen.join(', ') || 'neither /sse nor /mcp nor /mcp/sse is MCP';
+    return `; ${seen.join(', ') || 'neither /sse nor /mcp nor /mcp/sse is MCP'}`;
   }
 
   /** Whether the server answered before, and refuses connections now and a second later. */
   async isDead() {
-    for (let tries = 0; tries < 2; tries += 1) {
-      const { code } = await this.get('/');
-      if (!this.hasAnswered || code !== 'ECONNREFUSED') return false;
-      await sleep(this.pause);
-    }
-    return true;
+    const isRefused = async () => (await this.get('/')).code === 'ECONNREFUSED';
+    if (!this.hasAnswered || !(await isRefused())) return false;
+    await sleep(this.pause);
+    return isRefused();
   }
 
   async endOf(stream: Exchange) {
@@ -253,53 +264,47 @@ class Examination {
 
   /** Sends a request. Unless it is refused, its reply has to come on the same stream. */
   async tryOn(stream: Exchange, method: string) {
-    const message = this.message(method);
-    const answer = await this.post(stream.endpoint, message);
-    const isDone = () => this.replies.has(message.id) || stream.endedAt;
+    const id = randomInt(1e9);
+    const answer = await this.post(stream.endpoint, message(method, id));
+    const isDone = () => this.replies.has(id) || stream.endedAt;
     if (answer.isAccepted) await waitFor(isDone, this.reply);
-    const reply = this.replies.get(message.id);
-    if (reply?.stream === stream) return { answer, reply };
+    const reply = this.replies.get(id);
+    if (reply?.stream === stream) {
+      answer.reply = reply;
+      return answer;
+    }
     if (stream.endedAt) throw await this.endOf(stream);
     if (!answer.isAccepted && !answer.status) throw await this.explain(answer);
-    const seen = `${method} gets ${told(answer)}`;
-    if (nameOf(answer) === 'limited') throw new Finding('limited', seen);
+    const seen = `${method} gets ${answer.told}`;
+    if (answer.name === 'limited') throw new Finding('limited', seen);
     if (reply) throw new Finding('shared-server', `${seen}, and the reply comes on another stream`);
-    if (!answer.isAccepted) return { answer, reply };
+    if (!answer.isAccepted) return answer;
     throw new Finding('reply-lost', `${seen}, and no reply comes on the stream`);
   }
 
   /** Sends a request that must not be refused, and returns its reply. */
   async call(stream: Exchange, method: string) {
-    const { answer, reply } = await this.tryOn(stream, method);
-    if (reply) return reply;
-    const name = this.isUnknown(answer) ? 'removed-early' : nameOf(answer);
-    throw new Finding(name, `${method} gets ${told(answer)}`);
-  }
-
-  message(method: string) {
-    const clientInfo = { name: 'doctor', version: '1.0.0' };
-    const params = { protocolVersion: '2024-11-05', capabilities: {}, clientInfo };
-    return {
-      jsonrpc: '2.0',
-      id: randomInt(1e9),
-      method,
-      ...(method === 'initialize' && { params }),
-    };
+    const answer = await this.tryOn(stream, method);
+    if (answer.reply) return answer.reply;
+    const name = this.isUnknown(answer) ? 'removed-early' : answer.name;
+    throw new Finding(name, `${method} gets ${answer.told}`);
   }
 
   hear(stream: Exchange, event: string, data: string) {
+    if (stream.method === 'POST') return;
     if (event === 'endpoint' && !stream.madeUp) return this.takeEndpoint(stream, data);
-    const message = messageIn(data);
-    if (!message) {
-      if (event === 'message') this.strangeData = `one was ${quote(data)}`;
+    const heard = messageIn(data);
+    if (!heard) {
+      if (event === 'message') this.strange = new Finding('heartbeat-as-data', quote(data));
       return;
     }
-    const { id, method } = message;
-    const pong = { jsonrpc: '2.0', id, result: {} };
+    const { id, method } = heard;
+    const pong = JSON.stringify({ jsonrpc: '2.0', id, result: {} });
     if (method === 'ping') void this.post(stream.endpoint, pong);
     if (method || this.replies.has(id)) return;
-    this.replies.set(id, { ...message, stream });
-    if (event !== 'message') this.strangeName = `a reply came as the event ${event}`;
+    this.replies.set(id, { ...heard, stream });
+    if (event !== 'message')
+      this.strange = new Finding('wrong-event-name', `a reply is ${quote(event)}`);
   }
 
   /** Nothing is sent to another origin, lest a token gets there. */
@@ -320,8 +325,7 @@ class Examination {
     return this.send('GET', new URL(path, this.url), 'a request');
   }
 
-  post(url: URL, message: object | string, deed = 'a message', type = JSON_TYPE) {
-    const body = typeof message === 'string' ? message : JSON.stringify(message);
+  post(url: URL, body: string, deed = 'a message', type = 'application/json') {
     return this.send('POST', url, deed, { body, headers: { 'content-type': type } });
   }
 
@@ -333,12 +337,12 @@ class Examination {
     const timer = setTimeout(giveUp, method === 'GET' ? this.patience : this.reply);
     this.streams.push(stream);
     try {
-      const response = await this.follow(stream, init);
+      const response = await this.follow(stream, { ...init, method, signal: controller.signal });
       this.hasAnswered = true;
       stream.status = response.status;
       stream.type = response.headers.get('content-type') ?? '';
-      if (stream.isStream && method === 'GET') void this.listen(stream, response);
-      else if (!stream.isStream) await read(stream, response);
+      const reading = this.read(stream, response);
+      if (!stream.isStream) await reading;
     } catch (error) {
       const { cause = error } = error as Error;
       const { name, code = name, message } = cause as NodeJS.ErrnoException;
@@ -352,47 +356,42 @@ class Examination {
   /** Follows redirects as clients do, but within the origin only: headers may be secrets. */
   async follow(stream: Exchange, init: RequestInit) {
     const headers = {
-      accept: ACCEPT,
+      accept: 'text/event-stream, application/json',
       ...init.headers,
       ...this.headers,
       connection: 'close',
     };
-    const { method, controller } = stream;
-    const { signal } = controller;
     for (let hops = 0; ; hops += 1) {
-      const response = await fetch(stream.url, {
-        ...init,
-        method,
-        headers,
-        signal,
-        redirect: 'manual',
-      });
+      const response = await fetch(stream.url, { ...init, headers, redirect: 'manual' });
       const location = response.headers.get('location');
-      const isRedirect = [301, 302, 303, 307, 308].includes(response.status) && location;
+      const isRedirect = location && response.status > 300 && response.status < 309;
       if (!isRedirect || hops === 5 || !URL.canParse(location, stream.url)) return response;
       const target = new URL(location, stream.url);
-      if (target.origin !== this.url.origin) stream.elsewhere = target.origin;
+      if (target.origin !== this.url.origin) stream.elsewhere = `, to ${target.origin}`;
       // A POST that is redirected by another status becomes a GET.
-      if (stream.elsewhere || (method === 'POST' && response.status < 307)) return response;
+      if (stream.elsewhere || (init.method === 'POST' && response.status < 307)) return response;
       await response.body?.cancel();
       stream.url = target;
       stream.endpoint = target;
     }
   }
 
-  async listen(stream: Exchange, { body }: Response) {
-    const onEvent = ({ event = 'message', data }: { event?: string; data: string }) =>
-      this.hear(stream, event, data);
-    const parser = createParser({ onEvent });
+  /** Reads a body: the events of a stream, or a text, which may be endless. */
+  async read(answer: Exchange, { body }: Response) {
+    const parser = createParser({
+      onEvent: ({ event = 'message', data }) => this.hear(answer, event, data),
+    });
     try {
       for await (const chunk of body?.pipeThrough(new TextDecoderStream()) ?? []) {
-        stream.lastByteAt = Date.now();
-        parser.feed(chunk);
+        answer.lastByteAt = Date.now();
+        if (answer.isStream) parser.feed(chunk);
+        else answer.text += chunk;
+        if (answer.text.length > 65_536) break;
       }
     } catch {
-      // A stream that breaks off has ended, too.
+      // A body that breaks off has ended, too.
     }
-    stream.endedAt = Date.now();
+    answer.endedAt = Date.now();
   }
 
   async closeStreams() {
@@ -420,22 +419,20 @@ class Examination {
 
 function ignore() {}
 
-const nameOf = ({ method, status, text }: Exchange) =>
-  SIGNS.find(([sign]) => sign.test(`${method} ${status} ${text}`))?.[1] ?? '';
-
 /** The codes of the network are like ECONNREFUSED; those of TLS follow no rule. */
-function nameOfFailure({ url, code, text }: Exchange) {
-  if (code.startsWith('HPE_')) return 'wrong-url';
-  const isNetwork = /^(E(?!PROTO)[A-Z]+|EAI_\w+|UND_\w+)$/.test(code) && !/TLS/.test(text);
+function nameOfError({ url, text }: Exchange) {
+  const isNetwork = /^(E(?!PROTO)[A-Z]+|EAI_\w+|UND_\w+) (?!.*TLS)/.test(text);
   return url.protocol === 'https:' && !isNetwork ? 'untrusted-certificate' : 'unreachable';
 }
 
-function isMcp({ status, type, text }: Exchange) {
-  if (status === 200 && type.startsWith('text/event-stream')) return true;
-  const { result, error } = messageIn(text) ?? {};
-  return (
-    result !== undefined || (error !== undefined && status <= 406 && ![401, 403].includes(status))
-  );
+function message(method: string, id = randomInt(1e9)) {
+  const hello = {
+    protocolVersion: '2024-11-05',
+    capabilities: {},
+    clientInfo: { name: 'doctor', version: '1.0.0' },
+  };
+  const params = method === 'initialize' ? hello : undefined;
+  return JSON.stringify({ jsonrpc: '2.0', id, method, params });
 }
 
 /** The message in a text, if it is JSON-RPC. */
@@ -448,14 +445,6 @@ export function messageIn(text: string): Message | undefined {
   }
 }
 
-/** Reads a body, which may be endless: at most 64 KB of it, until the time of the request is over. */
-async function read(answer: Exchange, { body }: Response) {
-  for await (const chunk of body?.pipeThrough(new TextDecoderStream()) ?? []) {
-    answer.text += chunk;
-    if (answer.text.length > 65_536) return answer.controller.abort();
-  }
-}
-
 function withoutPaths(text: string) {
   return text.replace(/\/[^\s"]*|[\da-f-]{8,}|\d+/gi, '');
 }
@@ -463,10 +452,6 @@ function withoutPaths(text: string) {
 async function waitFor(isReached: () => unknown, limit: number) {
   const end = Date.now() + limit;
   while (!isReached() && Date.now() < end) await sleep(5);
-}
-
-function told({ status, text }: Exchange) {
-  return status ? `${status} ${quote(text)}` : `no answer: ${text}`;
 }
 
 /** A text in one short line without control characters. */
@@ -482,8 +467,7 @@ const seconds = (ms: number) => `${(ms / 1_000).toFixed(1)} s`;
 type Check = (look: Examination) => Promise<string | void>;
 
 /**
- * In their order: what may hurt a server or its clients comes last. Each returns what it saw, or
- * nothing where it does not apply, or throws a finding.
+ * Each returns what it saw, or nothing where it does not apply, or throws a finding.
  */
 const CHECKS: Record<string, Check> = {
   async 'the stream opens, and says where to POST'(look) {
@@ -497,11 +481,13 @@ const CHECKS: Record<string, Check> = {
   /** Learns how the server refuses, from an id that nobody was given and from a path beside. */
   async 'an unknown id is refused'(look) {
     const { endpoint, madeUp } = await look.open();
-    look.nowhere = await look.post(new URL('nowhere', endpoint), look.message('ping'));
+    const ping = message('ping');
+    look.nowhere = look.plain(await look.post(new URL('nowhere', endpoint), ping));
     if (!madeUp || madeUp.href === endpoint.href) return;
-    look.unknown = await look.post(madeUp, look.message('ping'));
-    const seen = `a made-up one gets ${told(look.unknown)}`;
-    if (look.unknown.isAccepted) throw new Finding('unknown-id-accepted', seen);
+    const answer = await look.post(madeUp, ping);
+    const seen = `a made-up one gets ${answer.told}`;
+    if (answer.isAccepted) throw new Finding('unknown-id-accepted', seen);
+    look.unknown = look.plain(answer);
     return seen;
   },
 
@@ -512,14 +498,14 @@ const CHECKS: Record<string, Check> = {
     const { pathname } = stream.endpoint;
     const folder = dirname(stream.url.pathname);
     if (folder === '/' || pathname.startsWith(`${folder}/`)) return;
-    const { answer } = await look.tryOn(stream, 'initialize');
+    const answer = await look.tryOn(stream, 'initialize');
     if (answer.isAccepted) return;
     for (let prefix = folder; prefix !== '/'; prefix = dirname(prefix)) {
       stream.endpoint.pathname = prefix + pathname;
       const attempt = await look.tryOn(stream, 'initialize');
-      if (!attempt.answer.isAccepted) continue;
+      if (!attempt.isAccepted) continue;
       look.prefix = prefix;
-      const seen = `POST ${pathname} gets ${told(answer)}, and below ${prefix} it is accepted`;
+      const seen = `POST ${pathname} gets ${answer.told}, and below ${prefix} it is accepted`;
       throw new Finding('missing-prefix', seen);
     }
   },
@@ -535,7 +521,7 @@ const CHECKS: Record<string, Check> = {
       while (row.length < (refusal ? 10 : 5)) {
         if (row.length === 3) await sleep(look.pause);
         const isStarted = row.includes('+');
-        const { answer } = await look.tryOn(stream, isStarted ? 'ping' : 'initialize');
+        const answer = await look.tryOn(stream, isStarted ? 'ping' : 'initialize');
         row += answer.isAccepted ? '+' : '-';
         if (!answer.isAccepted) refusal = answer;
         else if (!isStarted) await look.post(stream.endpoint, INITIALIZED);
@@ -543,22 +529,11 @@ const CHECKS: Record<string, Check> = {
       rows.push(row);
       await look.closeStreams();
     }
-    const seen = `on new streams, messages are answered (+) or refused (-): ${rows.join(' ')}`;
+    const marks = rows.join(' ');
+    const seen = `on new streams, messages are answered (+) or refused (-): ${marks}`;
     look.hasSession = !refusal;
     if (!refusal) return seen;
-    throw new Finding(look.nameOfRows(rows, refusal), `${seen}, with ${told(refusal)}`);
-  },
-
-  async 'a client may go on without initialize'(look) {
-    if (!look.hasSession) return;
-    const stream = await look.open();
-    const refused = ({ message }: Error): Message => ({ error: { message } });
-    const { result, error } = await look.call(stream, 'tools/list').catch(refused);
-    if (result) return 'tools/list is answered';
-    await look.closeStreams();
-    const later = await look.call(await look.start(), 'tools/list');
-    if (!later.result) return;
-    throw new Finding('not-before-initialize', `tools/list gets ${quote(JSON.stringify(error))}`);
+    throw new Finding(look.nameOfMarks(marks, refusal), `${seen}, with ${refusal.told}`);
   },
 
   /** A web page can make its own name lead to 127.0.0.1, and then the browser sends that name. */
@@ -581,30 +556,40 @@ const CHECKS: Record<string, Check> = {
     const start = Date.now();
     await waitFor(() => stream.endedAt, watch);
     if (stream.endedAt) throw await look.endOf(stream);
-    const silence = Date.now() - Math.max(start, stream.lastByteAt);
-    if (look.hasSession) await look.call(stream, 'ping');
     // A shorter watch says nothing about silence: many servers write once in 15 s.
-    if (watch >= 20 * look.pause && silence >= 0.9 * watch) {
-      throw new Finding('silent-stream', `for ${seconds(watch)}, and no byte came`);
-    }
+    const isSilent = watch >= 20 * look.pause && stream.lastByteAt < start + 0.1 * watch;
+    if (look.hasSession) await look.call(stream, 'ping');
+    if (isSilent) throw new Finding('silent-stream', `for ${seconds(watch)}, and no byte came`);
     return `for ${seconds(watch)}`;
   },
 
   async 'each message event is JSON-RPC, and each reply such an event'(look) {
-    if (look.strangeData) throw new Finding('heartbeat-as-data', look.strangeData);
-    if (look.strangeName) throw new Finding('wrong-event-name', look.strangeName);
+    if (look.strange) throw look.strange;
     return 'nothing else came';
+  },
+};
+
+/** These need a session. What may hurt a server or its clients comes last. */
+const SESSION_CHECKS: typeof CHECKS = {
+  async 'a client may go on without initialize'(look) {
+    const stream = await look.open();
+    const refused = ({ message }: Error): Message => ({ error: { message } });
+    const { result, error } = await look.call(stream, 'tools/list').catch(refused);
+    if (result) return 'tools/list is answered';
+    await look.closeStreams();
+    const later = await look.call(await look.start(), 'tools/list');
+    if (!later.result) return;
+    throw new Finding('not-before-initialize', `tools/list gets ${quote(JSON.stringify(error))}`);
   },
 
   async 'two sessions stay apart'(look) {
-    if (!look.hasSession) return;
     const first = await look.start();
     try {
       const second = await look.start();
       for (const stream of [first, second, first, second]) await look.call(stream, 'ping');
     } catch (error) {
       const { name, message } = error as Finding;
-      if (['limited', 'died'].includes(name)) throw error;
+      if (FINAL.includes(name)) throw error;
       await look.closeStreams();
       await look.start(); // What fails here, too, does not come from the other session.
       throw new Finding('shared-server', `with two sessions open, ${message}`);
@@ -613,19 +598,18 @@ const CHECKS: Record<string, Check> = {
   },
 
   async 'an ended id is refused'(look) {
-    if (!look.hasSession || !look.unknown || look.unknown.isAccepted) return;
+    if (!look.unknown) return;
     const { controller, endpoint } = await look.start();
     controller.abort();
     await sleep(look.pause);
-    const answer = await look.post(endpoint, look.message('ping'), 'a POST to an ended session');
-    const seen = `after the end of its stream, it gets ${told(answer)}`;
+    const answer = await look.post(endpoint, message('ping'), 'a POST to an ended session');
+    const seen = `after the end of its stream, it gets ${answer.told}`;
     if (answer.isAccepted) throw new Finding('ended-id-accepted', seen);
     if (!answer.status) throw await look.explain(answer);
     return seen;
   },
 
   async 'a bad message is survived'(look) {
-    if (!look.hasSession) return;
     const stream = await look.start();
     for (const [what, body, type] of BAD_MESSAGES) {
       const answer = await look.post(stream.endpoint, body, what, type);
@@ -633,7 +617,7 @@ const CHECKS: Record<string, Check> = {
         if (error.name === 'died') throw error;
         throw new Finding(
           'killed-by-bad-message',
-          `after ${what} (${told(answer)}), ${error.message}`,
+          `after ${what} (${answer.told}), ${error.message}`,
         );
       });
     }
@@ -652,7 +636,8 @@ export async function examine(url: string, options: Options) {
   const look = new Examination(url, options);
   const { print } = look;
   const findings: { name: string; kind: string; seen: string }[] = [];
-  for (const [title, check] of Object.entries(CHECKS)) {
+  for (const [title, check] of Object.entries({ ...CHECKS, ...SESSION_CHECKS })) {
+    if (title in SESSION_CHECKS && !look.hasSession) continue;
     const outcome = await prove(look, check);
     if (!outcome) continue;
     const seen = look.hide(`${title}: ${outcome instanceof Finding ? outcome.message : outcome}`);
@@ -678,26 +663,28 @@ export async function examine(url: string, options: Options) {
 /** After these, a further request would meet the same again. */
 const FINAL = ['died', 'limited'];
 
-/** These are certain at the first time. */
-const PROVEN = [...FINAL, 'silent-stream'];
-
 /** It proves before it accuses: what fails is tried again. By then, a restarted server is back. */
 async function prove(look: Examination, check: Check) {
-  const attempt = () =>
-    check(look).catch((error: unknown) => {
+  const attempt = async () => {
+    try {
+      return await check(look);
+    } catch (error) {
       if (error instanceof Finding) return error;
       throw error;
-    });
+    } finally {
+      await look.closeStreams();
+    }
+  };
   const outcome = await attempt();
-  await look.closeStreams();
-  if (!(outcome instanceof Finding) || PROVEN.includes(outcome.name)) return outcome;
+  if (!(outcome instanceof Finding) || [...FINAL, 'silent-stream'].includes(outcome.name))
+    return outcome;
   await sleep(look.pause);
-  return attempt().finally(() => look.closeStreams());
+  return attempt();
 }
 
 /** What the README beside this folder says of a finding; the name alone where there is none. */
-export function adviceOn(name: string) {
-  const readme = join(import.meta.dirname, '../README.md');
+function adviceOn(name: string) {
+  const readme = new URL('../README.md', import.meta.url);
   const page = existsSync(readme) ? readFileSync(readme, 'utf8') : '';
   const row = new RegExp(`^[ -]*(.*) \\(\`${name}\`\\)<br>\\*Yours:\\* (.*?)(<br>|$)`, 'm');
   const [, means, cure] = row.exec(page) ?? [];
@@ -738,8 +725,16 @@ function readCommand(args: string[]) {
     return 'npm has kept an option to itself: write `--` before the URL (in PowerShell, "--").';
   }
   try {
-    const { values, positionals } = parseArgs({ args, allowPositionals: true, options: OPTIONS });
-    const { header, watch, json } = values;
+    const { values, positionals } = parseArgs({
+      args,
+      allowPositionals: true,
+      options: {
+        header: { type: 'string', multiple: true },
+        watch: { type: 'string' },
+        json: { type: 'boolean' },
+      },
+    });
+    const { header = [], watch = '40', json } = values;
     const [url = '', ...others] = positionals;
     if (others.length > 0) return 'There must be one URL, and quotes around each header.';
     if (!/^https?:\/\//.test(url)) return 'The URL must begin with http:// or https://.';
@@ -749,18 +744,12 @@ function readCommand(args: string[]) {
     if (!(Number(watch) >= 0)) return '--watch must be a number of seconds.';
     const lines = header.map((line) => line.split(/:\s*(.*)/s, 2) as [string, string]);
     const headers = Object.fromEntries(new Headers(lines));
-    const print = json ? ignore : (line: string) => console.log(line);
+    const print = json ? ignore : console.log;
     return { url, json, options: { headers, watch: 1_000 * Number(watch), print } };
   } catch {
     return 'An option is wrong: there are --header "Name: value", --watch SECONDS and --json.';
   }
 }
-
-const OPTIONS = {
-  header: { type: 'string', multiple: true, default: [] as string[] },
-  watch: { type: 'string', default: '40' },
-  json: { type: 'boolean', default: false },
-} as const;
 
 if (resolve(process.argv[1] ?? '') === import.meta.filename) {
   process.stdout.on('error', () => process.exit()); // Such as in `npm run doctor … | head`.
