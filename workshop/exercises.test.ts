@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT-0
 /** The printed solutions pass the checks of their exercises, and typical mistakes do not. */
 import assert from 'node:assert/strict';
-import { randomUUID } from 'node:crypto';
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, mock, test } from 'node:test';
 import {
@@ -20,7 +20,7 @@ import {
 import { cleanUp, listen, patience, startServer, Transcript } from './helpers.ts';
 
 const project = join(import.meta.dirname, '..');
-const folder = join(project, `.exercises-${process.pid}`);
+const folder = mkdtempSync(join(tmpdir(), 'exercises-'));
 const [source = '', tests = '', readme = ''] = ['server.ts', 'server.test.ts', 'README.md'].map(
   (name) => readFileSync(join(project, name), 'utf8'),
 );
@@ -38,8 +38,7 @@ function readSolution(number: number) {
 
 /** Writes a changed server.ts and its tests, and returns their folder. */
 function write(edits: Edit[], text = source) {
-  const place = join(folder, randomUUID());
-  mkdirSync(place, { recursive: true });
+  const place = mkdtempSync(join(folder, 'work-'));
   writeFileSync(join(place, 'server.ts'), `${edit(text, edits)}\nexport { logHooks };\n`);
   writeFileSync(join(place, 'server.test.ts'), tests.replace('20_000', '2_000'));
   return place;
@@ -110,30 +109,25 @@ const WRONG: [number, (start: Start) => Promise<void>, [RegExp, ...Edit[]][]][] 
 ];
 
 describe('The exercises', { concurrency: 6, timeout: 120_000 }, () => {
-  const remove = () => rmSync(folder, { recursive: true, force: true });
-  const stop = () => {
-    remove();
-    process.exit(143);
-  };
   before(() => {
+    for (const name of ['node_modules', 'package.json']) {
+      symlinkSync(join(project, name), join(folder, name));
+    }
     patience.ms = 4_000;
-    process.once('SIGTERM', stop);
     mock.method(console, 'log', () => undefined);
     mock.method(console, 'error', () => undefined);
   });
   after(async () => {
     await cleanUp();
     patience.ms = 20_000;
-    mock.restoreAll();
-    remove();
-    process.off('SIGTERM', stop);
+    rmSync(folder, { recursive: true });
   });
 
   test('exercise 3 refuses a timer that ends sessions', async () => {
     const stored = 'transports.set(sessionId, transport);\n';
     const timer = 'setTimeout(() => transports.delete(sessionId), 300_000);';
     const place = write([[stored, stored + timer]]);
-    const start: Start = (env) => startServer(env, join('..', place.slice(project.length)));
+    const start: Start = (env) => startServer(env, place);
     await assert.rejects(doctor(start, 100), /must find nothing[^]*removed-early/);
   });
 

@@ -58,7 +58,7 @@ export const CHILD = `--import=tsx --import=data:text/javascript,${encodeURIComp
 
 /** Starts a server.ts with these settings, and returns its URL and what it prints. */
 export async function startServer(env: NodeJS.ProcessEnv, folder = '..') {
-  const child = spawn(process.execPath, [join(import.meta.dirname, folder, 'server.ts')], {
+  const child = spawn(process.execPath, [join(folder, 'server.ts')], {
     cwd: import.meta.dirname, // A participant's .env does not count.
     env: { PATH: process.env.PATH, NODE_OPTIONS: CHILD, PORT: '0', ...env },
   });

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT-0
 /** What the README shows is what the files and the programs say. */
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import http from 'node:http';
 import { join } from 'node:path';
 import { after, describe, test } from 'node:test';
-import { createMcpHandler, getServer, readSettings } from '../server.ts';
-import { cleanUp, listen, openStream, startServer } from './helpers.ts';
+import { promisify } from 'node:util';
+import { readSettings } from '../server.ts';
+import { cleanUp, openStream, startServer } from './helpers.ts';
 
 const project = join(import.meta.dirname, '..');
 const fileText = (name: string) => readFileSync(join(project, name), 'utf8');
@@ -68,19 +69,17 @@ describe('README', { concurrency: true, timeout: 60_000 }, () => {
     );
   });
 
-  test('the example of a client reaches a server with a token', async (t) => {
-    const token = 's3cret';
-    const { handleRequest } = createMcpHandler({ getServer: () => getServer(), token });
-    const url = await listen(http.createServer(handleRequest));
+  test('the example of a client reaches a server with a token', async () => {
+    const settings = { MCP_TOKEN: 's3cret' };
+    const { url } = await startServer(settings);
+    const example = block('ts client.ts');
     const file = join(project, `node_modules/.client-${process.pid}.mts`);
-    writeFileSync(file, block('ts client.ts').replace(shownUrl, url));
-    const { mock } = t.mock.method(console, 'log', () => undefined);
-    process.env.MCP_TOKEN = token;
-    await import(file).finally(() => rmSync(file));
-    delete process.env.MCP_TOKEN;
-    const told = mock.calls.map((call) => call.arguments[0]).find(Array.isArray) ?? [];
-    const [{ type, text }] = told;
-    assertQuoted(`// [ { type: '${type}', text: '${text.slice(0, 27)}`, page);
+    writeFileSync(file, example.replace(shownUrl, url));
+    const env = { ...process.env, ...settings };
+    const running = promisify(execFile)(process.execPath, ['--import', 'tsx', file], { env });
+    const { stdout } = await running.finally(() => rmSync(file));
+    const [, shown] = /content\); \/\/ (.*)/.exec(example) ?? [];
+    assertQuoted(`${shown}`, stdout.replace(/\s+/g, ' '));
   });
 
   test('its links and its commands lead somewhere', () => {
