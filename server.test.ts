@@ -252,13 +252,12 @@ describe('Sessions', SUITE, () => {
 
 describe('Requests', SUITE, () => {
   const notFound = 'Not found: use GET /sse or POST /messages\n';
-  const missing = 'Missing sessionId parameter: post to the URL that /sse gives\n';
   const refusals = [
     ['GET /nothing', 404, notFound],
     ['GET //', 404, notFound],
     ['POST /sse', 404, notFound],
     ['GET /messages', 404, notFound],
-    ['POST /messages', 400, missing],
+    ['POST /messages', 400, 'Missing sessionId parameter: post to the URL that /sse gives\n'],
     ['POST /messages?sessionId=%', 404, 'Session not found: reconnect to /sse\n'],
   ] as const;
   for (const [request, status, answer] of refusals) {
@@ -353,9 +352,7 @@ function runServer(env: Record<string, string> = {}, envFile = '') {
 describe('Start', SUITE, () => {
   const mustBeHost = 'must be a name or address, no http:// or port';
   const faults = [
-    ['PORT=65536', '<=65535'],
-    ['PORT=80.5', 'expected int'],
-    ['PORT=-1', '>=0'],
+    ['PORT=secret', 'expected number'],
     ['HOST=127.0.0.1:3000', mustBeHost],
     ['ALLOWED_HOSTS=mcp.example, http://secret.example', mustBeHost],
     ['SSE_PATH=secret', 'must be a path such as /mcp/sse'],
@@ -527,15 +524,16 @@ describe('The tool and its firewall', SUITE, () => {
     const { arrivals, env } = await startFirewall((res) => {
       res.on('close', () => arrivals.add('end\n'));
     });
-    const [one, two] = [await connectTool(env), await connectTool(env)];
+    const client = await connectTool(env);
     const controller = new AbortController();
-    const cancelled = assert.rejects(ask(one, '', controller), /AbortError/);
-    const closed = assert.rejects(ask(two), /Connection closed/);
-    await arrivals.match(/call\ncall\n/);
+    const cancelled = assert.rejects(ask(client, '', controller), /AbortError/);
+    await arrivals.match(/call/);
     controller.abort();
-    await arrivals.match(/end\n/);
-    await two.close();
-    await arrivals.match(/end\nend\n/);
+    await arrivals.match(/call\nend/);
+    const closed = assert.rejects(ask(client), /Connection closed/);
+    await arrivals.match(/end\ncall/);
+    await client.close();
+    await arrivals.match(/end\ncall\nend/);
     await Promise.all([cancelled, closed]);
   });
 

@@ -260,7 +260,7 @@ const pathSchema = z.string().regex(/^(\/[\w.~-]+)+\/?$/, 'must be a path such a
 const settingsSchema = z
   .object({
     HOST: hostSchema.default('127.0.0.1'),
-    PORT: z.coerce.number().int().min(0).max(65535).default(3000),
+    PORT: z.coerce.number().default(3000),
     SSE_PATH: pathSchema.default('/sse'),
     MESSAGES_PATH: pathSchema.default('/messages'),
     ALLOWED_HOSTS: z

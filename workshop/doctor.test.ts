@@ -6,19 +6,14 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { once } from 'node:events';
 import http from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { text } from 'node:stream/consumers';
 import { after, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { createMcpHandler, getServer } from '../server.ts';
 import { examine, messageIn, type Options } from './doctor.ts';
-
-const run = promisify(execFile);
-const servers: http.Server[] = [];
-after(() => servers.forEach((server) => server.close().closeAllConnections()));
+import { cleanUp, listen } from './helpers.ts';
 
 // ---- Servers -----------------------------------------------------------------------------------
 
@@ -35,6 +30,7 @@ const answer =
 class Healthy {
   options: Options = {};
   protocol = 'http:';
+  origin = '';
   streams = new Map<string, Response>();
   requests = 0;
   gets = 0;
@@ -47,10 +43,6 @@ class Healthy {
     const [path = '', id = ''] = `${req.url}`.split(/\?\w+=/);
     this.handle({ req, res, path, id });
   });
-
-  get origin() {
-    return `${this.protocol}//127.0.0.1:${(this.server.address() as AddressInfo).port}`;
-  }
 
   handle(call: Call): unknown {
     const { req, path, id } = call;
@@ -210,7 +202,7 @@ const FAULTS: Record<string, Fault[]> = {
       },
     },
   ],
-  'reply-lost': [{ send() {}, options: { reply: 300 } }],
+  'reply-lost': [{ send() {}, options: { reply: 2_000 } }],
   'wrong-event-name': [{ send: (stream, reply) => write(stream, 'reply', reply) }],
   'heartbeat-as-data': [{ beat: (stream) => stream.write('data: ping\n\n') }],
   'killed-by-bad-message': [
@@ -254,12 +246,6 @@ const STRANGE: Record<string, Fault> = {
     },
     meetStranger: answer(500),
   },
-  'slow answers': {
-    async open(call) {
-      await sleep(200);
-      return open.call(this, call);
-    },
-  },
   'a redirect within the origin': {
     handle(call) {
       if (call.path === '/mcp/sse') return answer(307, '', { location: '/mcp/sse/' })(call);
@@ -277,8 +263,7 @@ const STRANGE: Record<string, Fault> = {
 
 async function serve(fault: Fault) {
   const made = Object.assign(new Healthy(), fault);
-  servers.push(made.server.listen(0, '127.0.0.1'));
-  await once(made.server, 'listening');
+  made.origin = (await listen(made.server)).replace('http:', made.protocol);
   return made;
 }
 
@@ -303,11 +288,14 @@ async function expectFindings(fault: Fault, expected: string[]) {
 /** Runs the doctor as a command. */
 async function runDoctor(...args: string[]) {
   const command = ['--import', 'tsx', 'workshop/doctor.ts', ...args];
-  const { stdout, stderr, code } = await run(process.execPath, command).catch((error) => error);
+  const running = promisify(execFile)(process.execPath, command);
+  const { stdout, stderr, code } = await running.catch((error) => error);
   return { out: stdout, error: stderr, code };
 }
 
 describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
+  after(cleanUp);
+
   test('is a command that shows no token', async () => {
     const { origin } = await serve({
       handle: (call) => answer(401, `No: ${call.req.headers.authorization}`)(call),

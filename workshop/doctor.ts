@@ -34,7 +34,6 @@ const RISKS = [
 ];
 
 const TIMEOUT = 'TIMEOUT';
-const PROXY = process.env['HTTP_PROXY'] ? ' (HTTP_PROXY is set)' : '';
 const INITIALIZED = '{"jsonrpc":"2.0","method":"notifications/initialized"}';
 const BAD_MESSAGES = [
   ['text that is not JSON', 'This is not JSON.'],
@@ -238,7 +237,7 @@ class Examination {
 
   async endOf(stream: Exchange) {
     const age = stream.endedAt - stream.openedAt;
-    const seen = `the stream ended by itself after ${seconds(age)}`;
+    const seen = `the stream ended by itself after ${age} ms`;
     if (await this.isDead()) return new Finding('died', `after ${this.deed}, ${seen}`);
     return new Finding(age < 1.5 * this.pause ? 'removed-early' : 'cut-off', seen);
   }
@@ -346,7 +345,8 @@ class Examination {
     } catch (error) {
       const { cause = error } = error as Error;
       const { name, code = name, message } = cause as NodeJS.ErrnoException;
-      if (!stream.status) Object.assign(stream, { code, text: `${code} ${message}${PROXY}` });
+      const proxy = process.env['HTTP_PROXY'] ? ' (HTTP_PROXY is set)' : '';
+      if (!stream.status) Object.assign(stream, { code, text: `${code} ${message}${proxy}` });
     }
     clearTimeout(timer);
     if (stream.code !== 'ECONNREFUSED') this.deed = deed;
@@ -460,8 +460,6 @@ function quote(text: string) {
   return `"${line.slice(0, 100)}"`;
 }
 
-const seconds = (ms: number) => `${(ms / 1_000).toFixed(1)} s`;
-
 // ---- Checks ------------------------------------------------------------------------------------
 
 type Check = (look: Examination) => Promise<string | void>;
@@ -552,15 +550,16 @@ const CHECKS: Record<string, Check> = {
   async 'the stream stays open'(look) {
     const stream = await (look.hasSession ? look.start() : look.open());
     const { watch } = look;
-    look.print(`… an open stream is watched for ${seconds(watch)}`);
+    const time = `for ${watch / 1_000} s`;
+    look.print(`… an open stream is watched ${time}`);
     const start = Date.now();
     await waitFor(() => stream.endedAt, watch);
     if (stream.endedAt) throw await look.endOf(stream);
     // A shorter watch says nothing about silence: many servers write once in 15 s.
     const isSilent = watch >= 20 * look.pause && stream.lastByteAt < start + 0.1 * watch;
     if (look.hasSession) await look.call(stream, 'ping');
-    if (isSilent) throw new Finding('silent-stream', `for ${seconds(watch)}, and no byte came`);
-    return `for ${seconds(watch)}`;
+    if (isSilent) throw new Finding('silent-stream', `${time}, and no byte came`);
+    return time;
   },
 
   async 'each message event is JSON-RPC, and each reply such an event'(look) {

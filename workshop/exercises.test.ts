@@ -71,7 +71,6 @@ const WRONG: [number, (start: Start) => Promise<void>, [RegExp, ...Edit[]][]][] 
     [
       [/refused: [^]*started: [1-9]/, [HEALTHZ, `    health.started += 1;\n${HEALTHZ}`]],
       [/shorter session .* longestMs/, ['Math.max(health.longestMs, ', '(health.longestMs + ']],
-      [/shorter session .* longestMs/, ['Math.max(health.longestMs, ', '(']],
     ],
   ],
   [

@@ -46,7 +46,7 @@ async function refuses(url: string, ...lines: string[]) {
 }
 
 /** Runs a command, and returns what it prints. */
-async function outputOf(command: string, cwd = project) {
+export async function outputOf(command: string, cwd = project) {
   const env = { ...process.env, NODE_OPTIONS: CHILD, NODE_TEST_CONTEXT: undefined };
   const { stdout } = await promisify(exec)(command, { cwd, env }).catch((error) => error);
   return stdout;
@@ -65,9 +65,11 @@ export type Edit = [string, string];
 export function edit(source: string, edits: Edit[]) {
   return edits.reduce((changed, [find, replacement]) => {
     const parts = changed.split(find);
-    const must =
-      'server.ts must be as it was: keep your work elsewhere and `git checkout server.ts`';
-    demand(parts.length === 2, must, `not once in it: ${find.trim()}`);
+    demand(
+      parts.length === 2,
+      'server.ts must be as it was: keep your work elsewhere and `git checkout server.ts`',
+      `not once in it: ${find.trim()}`,
+    );
     return parts.join(replacement);
   }, source);
 }
@@ -153,8 +155,11 @@ syncBuiltinESMExports();
 export async function doctor(start: Start, pause = 1000) {
   const { url } = await start({ NODE_OPTIONS: `${CHILD} ${CLOCK}` });
   const { findings } = await examine(`${url}/sse`, { pause, watch: 3000 });
-  const must = 'The doctor must find nothing, while an hour of the server passes in a second';
-  demand(!findings[0], must, findings);
+  demand(
+    !findings[0],
+    'The doctor must find nothing, while an hour of the server passes in a second',
+    findings,
+  );
 }
 
 // ---- Exercise 4: make sessions visible ---------------------------------------------------------
@@ -197,8 +202,11 @@ export async function healthz(start: Start) {
   short.leave();
   const kept = await healthIs('Both have ended', { sessions: 0, started: 2 });
   demand(kept === longest, `A shorter session must leave longestMs at ${longest}`, kept);
-  const must = 'The server must log no error (a `return` may be missing)';
-  demand(!output.text.includes('Error handling request'), must, output.text);
+  demand(
+    !output.text.includes('Error handling request'),
+    'The server must log no error (a `return` may be missing)',
+    output.text,
+  );
 }
 
 // ---- Exercises 5 and 7: calls that reach the firewall ------------------------------------------
@@ -219,13 +227,19 @@ async function call(url: string, calls: FirewallCall[], name = 'show_system_info
     async returns() {
       res.end(XML);
       const content = await answer;
-      const must = `A call at ${url} must return ${XML}, also while others wait`;
-      demand(isDeepStrictEqual(content, [{ type: 'text', text: XML }]), must, content);
+      demand(
+        isDeepStrictEqual(content, [{ type: 'text', text: XML }]),
+        `A call at ${url} must return ${XML}, also while others wait`,
+        content,
+      );
     },
     async endsToo() {
       await leave();
-      const must = 'When a client leaves, its call must end too';
-      demand(await until(() => res.destroyed), must, 'the firewall works on');
+      demand(
+        await until(() => res.destroyed),
+        'When a client leaves, its call must end too',
+        'the firewall works on',
+      );
     },
   };
 }
@@ -266,16 +280,16 @@ const CHECKS: Record<string, ((start: Start) => Promise<void>)[]> = {
 };
 
 async function runExercise(name: string) {
-  const titles = readFileSync(join(project, 'README.md'), 'utf8').match(
-    /(?<=^### Exercise )\d.*/gm,
-  );
-  const list = `${titles?.join('\n')}\nThere is a check for 3, 4, 5 and 7, and a fault in 3a to 3d.`;
-  if (!name) return list;
+  const list = 'There is a check for 3, 4, 5 and 7, and a fault in 3a to 3d';
+  if (!name) return `${list}: npm run exercise 3a`;
   if (FAULTS[name]) return placeFault(name, FAULTS[name]);
   const checks = CHECKS[name];
   demand(checks, `There is nothing to check or to put in for ${name}`, list);
-  const isReady = name !== '3' || existsSync(PLACED);
-  demand(isReady, 'Begin with `npm run exercise 3a`', 'server.ts as it was, with no fault put in');
+  demand(
+    name !== '3' || existsSync(PLACED),
+    'Begin with `npm run exercise 3a`',
+    'server.ts as it was, with no fault put in',
+  );
   for (const check of [typeCheck, ...checks]) {
     // Each has a minute of its own, because a busy machine is no mistake.
     const limit = sleep(60_000, check.name, { ref: false });

@@ -11,10 +11,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
 import { SSEClientTransport } from '@modelcontextprotocol/sdk/client/sse.js';
 import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
-import type { Transport } from '@modelcontextprotocol/sdk/shared/transport.js';
 
 /** What ends that was started here. */
-export const cleanups: (() => unknown)[] = [];
+const cleanups: (() => unknown)[] = [];
 
 export async function cleanUp() {
   for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
@@ -86,13 +85,7 @@ export async function openStream(url: string, headers = {}) {
   const [response] = await once(request, 'response');
   const stream = new Transcript(response);
   const [, path] = await stream.match(/^event: endpoint\ndata: (.*)\n\n/);
-  const post = (message: object) =>
-    fetch(url + path, {
-      method: 'POST',
-      headers: { ...headers, 'content-type': 'application/json' },
-      body: JSON.stringify(message),
-    });
-  return { stream, leave, post };
+  return { stream, leave, endpoint: url + path };
 }
 
 /** Calls a tool with a client of its own, the SDK's. What fails is an answer, too. */
@@ -103,7 +96,7 @@ export function callTool(url: string, name: string, headers = {}) {
   const Kind = url.endsWith('/sse') ? SSEClientTransport : StreamableHTTPClientTransport;
   const transport = new Kind(new URL(url), { requestInit: { headers } });
   const answer = client
-    .connect(transport as Transport)
+    .connect(transport)
     .then(() => client.callTool({ name }, undefined, { timeout: patience.ms }))
     .then(({ content }) => content)
     .catch(({ message }: Error) => message);

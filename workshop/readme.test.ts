@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT-0
 /** What the README shows is what the files and the programs say. */
 import assert from 'node:assert/strict';
-import { execFile } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, describe, test } from 'node:test';
-import { promisify } from 'node:util';
 import { readSettings } from '../server.ts';
+import { outputOf } from './exercises.ts';
 import { cleanUp, openStream, startServer } from './helpers.ts';
 
 const project = join(import.meta.dirname, '..');
@@ -43,16 +42,18 @@ describe('README', { concurrency: true, timeout: 60_000 }, () => {
     const { url, output } = await startServer({});
     await output.match(/Try: .*\n/);
     assert.equal(output.text.replaceAll(url, shownUrl), block('text'));
-    const { stream, post, leave } = await openStream(url);
+    const { stream, endpoint, leave } = await openStream(url);
+    const headers = { 'content-type': 'application/json' };
+    const post = (body: string) => fetch(endpoint, { method: 'POST', headers, body });
     const [session = ''] = page.split('\n## When it breaks');
     for (const [, body = '', shown] of session.matchAll(/^\$ post '(.*)'\n(.*)/gm)) {
-      const answer = await post(JSON.parse(body));
+      const answer = await post(body);
       assert.equal(await answer.text(), shown);
     }
     await stream.match(/"id":2}/);
     leave();
     await output.match(/ended after/);
-    const late = await post({});
+    const late = await post('{}');
     for (const [line] of session.matchAll(/^(event|data): .*|Session \w{8} (start|end)[^`]+/gm)) {
       assertQuoted(line.replace(/[\da-f]{8}(-[\da-f]+)*|\d+ ms/g, '…'), stream.text + output.text);
     }
@@ -70,16 +71,13 @@ describe('README', { concurrency: true, timeout: 60_000 }, () => {
   });
 
   test('the example of a client reaches a server with a token', async () => {
-    const settings = { MCP_TOKEN: 's3cret' };
-    const { url } = await startServer(settings);
+    const { url } = await startServer({ MCP_TOKEN: 's3cret' });
     const example = block('ts client.ts');
     const file = join(project, `node_modules/.client-${process.pid}.mts`);
     writeFileSync(file, example.replace(shownUrl, url));
-    const env = { ...process.env, ...settings };
-    const running = promisify(execFile)(process.execPath, ['--import', 'tsx', file], { env });
-    const { stdout } = await running.finally(() => rmSync(file));
+    const output = await outputOf(`MCP_TOKEN=s3cret node ${file}`).finally(() => rmSync(file));
     const [, shown] = /content\); \/\/ (.*)/.exec(example) ?? [];
-    assertQuoted(`${shown}`, stdout.replace(/\s+/g, ' '));
+    assertQuoted(`${shown}`, output.replace(/\s+/g, ' '));
   });
 
   test('its links and its commands lead somewhere', () => {
