@@ -270,27 +270,27 @@ async function serve(fault: Fault) {
 /** Waits are short; limits are wide, since only a fault reaches them. */
 async function expectFindings(fault: Fault, expected: string[]) {
   const made = await serve(fault);
-  const lines: string[] = [];
+  let told = '';
   const print = (line: string) => {
-    lines.push(line);
+    told += `${line}\n`;
     if (line.startsWith('…')) made.rest();
   };
   const options = { pause: 100, watch: 200, print, ...made.options };
   const { findings } = await examine(`${made.origin}/mcp/sse`, options);
-  const names = findings.map(({ name }) => name);
-  const told = lines.join('\n');
-  assert.deepEqual(names, expected, told);
+  assert.deepEqual(
+    findings.map(({ name }) => name),
+    expected,
+    told,
+  );
   assert.doesNotMatch(told, /[\da-f]{8}-[\da-f]{4}/, 'a whole session id is shown');
   assert.ok(made.requests <= 80, `${made.requests} requests`);
   return told;
 }
 
 /** Runs the doctor as a command. */
-async function runDoctor(...args: string[]) {
+function runDoctor(...args: string[]) {
   const command = ['--import', 'tsx', 'workshop/doctor.ts', ...args];
-  const running = promisify(execFile)(process.execPath, command);
-  const { stdout, stderr, code } = await running.catch((error) => error);
-  return { out: stdout, error: stderr, code };
+  return promisify(execFile)(process.execPath, command).catch((error) => error);
 }
 
 describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
@@ -300,7 +300,7 @@ describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
     const { origin } = await serve({
       handle: (call) => answer(401, `No: ${call.req.headers.authorization}`)(call),
     });
-    const { out, error, code } = await runDoctor(
+    const { stdout, stderr, code } = await runDoctor(
       origin,
       '--json',
       '--header',
@@ -308,8 +308,8 @@ describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
     );
     const seen = `the stream opens, and says where to POST: GET ${origin}/ gets 401 "No: *** ***"`;
     const findings = [{ name: 'unauthorized', kind: 'problem', seen }];
-    assert.deepEqual(JSON.parse(out), { url: origin, findings });
-    assert.deepEqual([code, error], [1, '']);
+    assert.deepEqual(JSON.parse(stdout), { url: origin, findings });
+    assert.deepEqual([code, stderr], [1, '']);
   });
 
   const mistakes = {
@@ -321,10 +321,10 @@ describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
   };
   for (const [reason, args] of Object.entries(mistakes)) {
     test(`says of a wrong command: ${reason}`, async () => {
-      const { out, error, code } = await runDoctor(...args);
-      assert.match(error, new RegExp(`${reason}[^]*Usage: npm run doctor -- URL`));
-      assert.doesNotMatch(error, /secret/);
-      assert.deepEqual([out, code], ['', 2]);
+      const { stdout, stderr, code } = await runDoctor(...args);
+      assert.match(stderr, new RegExp(`${reason}[^]*Usage: npm run doctor -- URL`));
+      assert.doesNotMatch(stderr, /secret/);
+      assert.deepEqual([stdout, code], ['', 2]);
     });
   }
 

@@ -247,8 +247,7 @@ class Examination {
   /** Opens a stream and waits for its `endpoint` event. */
   async open() {
     const stream = await this.send('GET', this.url, 'a new stream');
-    const isDone = () => stream.madeUp || stream.endedAt || !stream.isStream;
-    await waitFor(isDone, this.patience);
+    await until(() => stream.madeUp || stream.endedAt || !stream.isStream, this.patience);
     if (!stream.madeUp) throw await this.explain(stream);
     return stream;
   }
@@ -265,8 +264,7 @@ class Examination {
   async tryOn(stream: Exchange, method: string) {
     const id = randomInt(1e9);
     const answer = await this.post(stream.endpoint, message(method, id));
-    const isDone = () => this.replies.has(id) || stream.endedAt;
-    if (answer.isAccepted) await waitFor(isDone, this.reply);
+    if (answer.isAccepted) await until(() => this.replies.has(id) || stream.endedAt, this.reply);
     const reply = this.replies.get(id);
     if (reply?.stream === stream) {
       answer.reply = reply;
@@ -449,9 +447,14 @@ function withoutPaths(text: string) {
   return text.replace(/\/[^\s"]*|[\da-f-]{8,}|\d+/gi, '');
 }
 
-async function waitFor(isReached: () => unknown, limit: number) {
+/** Asks until the answer is yes, or the time (in milliseconds) is over. Returns the last answer. */
+export async function until<T>(ask: () => T, limit: number) {
   const end = Date.now() + limit;
-  while (!isReached() && Date.now() < end) await sleep(5);
+  for (;;) {
+    const answer = await ask();
+    if (answer || Date.now() > end) return answer;
+    await sleep(5);
+  }
 }
 
 /** A text in one short line without control characters. */
@@ -553,7 +556,7 @@ const CHECKS: Record<string, Check> = {
     const time = `for ${watch / 1_000} s`;
     look.print(`… an open stream is watched ${time}`);
     const start = Date.now();
-    await waitFor(() => stream.endedAt, watch);
+    await until(() => stream.endedAt, watch);
     if (stream.endedAt) throw await look.endOf(stream);
     // A shorter watch says nothing about silence: many servers write once in 15 s.
     const isSilent = watch >= 20 * look.pause && stream.lastByteAt < start + 0.1 * watch;

@@ -9,7 +9,7 @@ import { join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { format, isDeepStrictEqual, promisify } from 'node:util';
 import { request } from 'undici';
-import { examine } from './doctor.ts';
+import { examine, until } from './doctor.ts';
 import {
   CHILD,
   cleanUp,
@@ -17,7 +17,7 @@ import {
   openStream,
   startFirewall,
   startServer,
-  until,
+  patience,
   type FirewallCall,
 } from './helpers.ts';
 
@@ -173,7 +173,7 @@ export async function healthz(start: Start) {
       const answer = await fetch(`${url}/healthz`);
       health = await answer.json().catch(() => answer.status);
       return answer.status === 200 && isDeepStrictEqual({ ...health, ...wanted }, health);
-    });
+    }, patience.ms);
     demand(isSaid, `${when}: GET /healthz must say ${JSON.stringify(wanted)}`, health);
     return health.longestMs;
   }
@@ -217,7 +217,7 @@ const XML = '<response status="success"><result/></response>';
 /** Calls a tool as a client of its own, and waits until the firewall is asked. */
 async function call(url: string, calls: FirewallCall[], name = 'show_system_info') {
   const { answer, leave } = callTool(url, name, headers);
-  const seen = await Promise.race([answer, until(() => calls[0])]);
+  const seen = await Promise.race([answer, until(() => calls[0], patience.ms)]);
   const asked = calls.shift();
   demand(asked, `A call of ${name} at ${url} must reach the firewall`, seen);
   const { cmd, res } = asked;
@@ -236,7 +236,7 @@ async function call(url: string, calls: FirewallCall[], name = 'show_system_info
     async endsToo() {
       await leave();
       demand(
-        await until(() => res.destroyed),
+        await until(() => res.destroyed, patience.ms),
         'When a client leaves, its call must end too',
         'the firewall works on',
       );

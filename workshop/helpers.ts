@@ -7,10 +7,10 @@ import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { text } from 'node:stream/consumers';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
 import { SSEClientTransport } from '@modelcontextprotocol/sdk/client/sse.js';
 import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
+import { until } from './doctor.ts';
 
 /** What ends that was started here. */
 const cleanups: (() => unknown)[] = [];
@@ -21,16 +21,6 @@ export async function cleanUp() {
 
 /** How long something that must happen may take. */
 export const patience = { ms: 20_000 };
-
-/** Asks again and again until the answer is yes, or patience is over. Returns the last answer. */
-export async function until<T>(ask: () => T) {
-  const end = Date.now() + patience.ms;
-  for (;;) {
-    const answer = await ask();
-    if (answer || Date.now() > end) return answer;
-    await sleep(20);
-  }
-}
 
 /** A text that grows, and can be waited for. */
 export class Transcript {
@@ -44,7 +34,7 @@ export class Transcript {
   }
 
   async match(pattern: RegExp) {
-    const found = await until(() => pattern.exec(this.text));
+    const found = await until(() => pattern.exec(this.text), 60_000);
     if (!found) throw new Error(`This has no ${pattern}: ${this.text || '(nothing)'}`);
     return found;
   }

@@ -23,9 +23,9 @@ describe('README', { concurrency: true, timeout: 60_000 }, () => {
   const code = fileText('server.ts');
   const shownUrl = 'http://127.0.0.1:3000';
   const block = (info: string) => {
-    const [, rest = ''] = page.split(`\n\`\`\`${info}\n`);
-    assert.ok(rest, `The page has no block of ${info}`);
-    return rest.slice(0, rest.indexOf('```'));
+    const found = new RegExp(`\n\`\`\`${info}\n([^]*?)\`\`\``).exec(page);
+    const [, text = ''] = found ?? assert.fail(`The page has no block of ${info}`);
+    return text;
   };
 
   test('what it shows of server.ts is there, and the wrong code differs in one line', () => {
