@@ -45,7 +45,7 @@ export function createMcpHandler(options: McpHandlerOptions) {
     const { sessionId } = transport;
     // Stored before connect() sends the id: the client may post as soon as it has read it.
     transports.set(sessionId, transport);
-    // Clients skip a comment, but they and proxies give up on a stream that stays silent.
+    // Clients and proxies give up a stream that stays silent. A comment keeps it, and is skipped.
     const keepAlive = setInterval(() => res.write(': keep-alive\n\n'), keepAliveMs);
     // The SDK calls this when the stream ends, whoever ended it.
     transport.onclose = () => {
@@ -230,10 +230,10 @@ export function connectFirewall(settings: z.infer<typeof toolSettings>) {
       // A form sends an empty string for a field that is left blank.
       const body = new URLSearchParams({ type: 'op', cmd, ...(target && { target }) }).toString();
       try {
-        const reply = await pool.request({ path: '/api/', method: 'POST', headers, body, signal });
-        const text = await reply.body.text();
+        const answer = await pool.request({ path: '/api/', method: 'POST', headers, body, signal });
+        const text = await answer.body.text();
         if (SUCCESS.test(text)) return text;
-        throw new Error(`HTTP ${reply.statusCode}: ${text}`);
+        throw new Error(`HTTP ${answer.statusCode}: ${text}`);
       } catch (error) {
         const { message, code } = error as NodeJS.ErrnoException;
         // The reply may repeat the key. This is why the error has no `cause`.
