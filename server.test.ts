@@ -239,12 +239,12 @@ describe('Sessions', SUITE, () => {
     assert.equal(events.text, '');
   });
 
-  test('closeSessions() ends each session, and its end hook is called', async () => {
+  test('closeSessions() ends a session, and its end hook is called', async () => {
     const { url, closeSessions, events } = await serve();
-    const sessions = [await open(url), await open(url)];
+    const { stream } = await open(url);
     await closeSessions();
-    for (const { stream } of sessions) await stream.match(/\[closed\]/);
-    await events.match(/^end[^]*^end/m);
+    await stream.match(/\[closed\]/);
+    await events.match(/^end/m);
   });
 });
 
@@ -389,22 +389,15 @@ describe('Start', SUITE, () => {
     await output.match(new RegExp(`^${name} ended after \\d+ ms$`, 'm'));
   });
 
-  test('.env is read, the environment wins, and the token is not shown', async () => {
+  test('.env is read, the environment wins, and neither token nor 0.0.0.0 is shown', async () => {
     const file = 'MCP_TOKEN=t0ken\nSSE_PATH=/file\nMESSAGES_PATH=/post\nALLOWED_HOSTS=a.example, b';
-    const { output, address } = runServer({ SSE_PATH: '/events' }, file);
+    const { output, address } = runServer({ HOST: '0.0.0.0', SSE_PATH: '/events' }, file);
     const url = await address();
     await output.match(/\(token required\)\nTry: curl -N -H "Authorization: Bearer <MCP_TOKEN>" h/);
     const headers = { host: 'b', authorization: 'Bearer t0ken' };
     const { endpoint } = await open(url, '/events', headers);
     assert.match(endpoint, /^\/post\?/);
-    assert.doesNotMatch(output.text, /t0ken/);
-  });
-
-  test('with HOST=0.0.0.0, the printed address works', async () => {
-    const { output, address } = runServer({ HOST: '0.0.0.0', MCP_TOKEN: 't0ken' });
-    const { statusCode } = await send('GET', await address());
-    assert.equal(statusCode, 401);
-    assert.doesNotMatch(output.text, /0\.0\.0\.0/);
+    assert.doesNotMatch(output.text, /t0ken|0\.0\.0\.0/);
   });
 
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {

@@ -120,7 +120,7 @@ export interface McpHandlerOptions {
   messagesPath?: string;
   /** The names and addresses that `Host` and `Origin` may have besides loopback's: no ports. */
   allowedHosts?: string[];
-  /** Unless empty, each request must carry it, as `Authorization: Bearer <token>`. */
+  /** Unless this is empty, each request must carry it as `Authorization: Bearer <token>`. */
   token?: string | undefined;
   /** Milliseconds between two comments on a stream, by default 15,000. */
   keepAliveMs?: number;
@@ -137,7 +137,7 @@ export interface SessionHooks {
 export interface Session {
   /** The id that the SDK made. Whoever knows it can post into the session: never log all of it. */
   sessionId: string;
-  /** The address of the client, or of the proxy before it; undefined if it has already left. */
+  /** The address of the client or of a proxy in between; undefined if it has already left. */
   address: string | undefined;
   /** In milliseconds, as `Date.now()` counts them. */
   startedAt: number;
@@ -300,7 +300,7 @@ const logHooks: SessionHooks = {
 };
 
 async function main() {
-  if (existsSync('.env')) process.loadEnvFile(); // Variables that are set already win.
+  if (existsSync('.env')) process.loadEnvFile(); // Variables that are already set win.
   const settings = readSettings(process.env);
   const { HOST, SSE_PATH, MCP_TOKEN } = settings;
   const firewall = connectFirewall(settings);

@@ -298,7 +298,7 @@ describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
 
   test('is a command that shows no token', async () => {
     const { origin } = await serve({
-      handle: (call) => answer(401, `No: ${call.req.headers.authorization}`)(call),
+      handle: (call) => answer(401, `No <token>: ${call.req.headers.authorization}`)(call),
     });
     const { stdout, stderr, code } = await runDoctor(
       origin,
@@ -306,7 +306,7 @@ describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
       '--header',
       'Authorization: Bearer secret-of-mine',
     );
-    const seen = `the stream opens, and says where to POST: GET ${origin}/ gets 401 "No: *** ***"`;
+    const seen = `the stream opens, and says where to POST: GET ${origin}/ gets 401 "No <token>: *** ***"`;
     const findings = [{ name: 'unauthorized', kind: 'problem', seen }];
     assert.deepEqual(JSON.parse(stdout), { url: origin, findings });
     assert.deepEqual([code, stderr], [1, '']);
@@ -356,9 +356,7 @@ describe('The doctor', { concurrency: 40, timeout: 120_000 }, () => {
     assert.match(told, /✔ a bad message is survived/);
   });
 
-  test('shows an answer as it is, and sends no header to another origin', async () => {
-    const told = await expectFindings({ handle: answer(404, 'Send a <token>') }, ['wrong-url']);
-    assert.match(told, /404 "Send a <token>"/);
+  test('sends nothing to another origin', async () => {
     const elsewhere = await serve({});
     const location = `${elsewhere.origin}/mcp/sse`;
     await expectFindings({ handle: answer(307, '', { location }) }, ['redirected']);

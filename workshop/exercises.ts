@@ -3,11 +3,10 @@
  * `npm run exercise 3a` puts a fault into server.ts, and `npm run exercise 4` checks what a
  * participant has written there for exercise 4. The README tells the exercises.
  */
-import { exec } from 'node:child_process';
-import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { format, isDeepStrictEqual, promisify } from 'node:util';
+import { format, isDeepStrictEqual } from 'node:util';
 import { request } from 'undici';
 import { examine, until } from './doctor.ts';
 import {
@@ -15,6 +14,7 @@ import {
   cleanUp,
   callTool,
   openStream,
+  outputOf,
   startFirewall,
   startServer,
   patience,
@@ -25,6 +25,7 @@ import {
 export type Start = (env: NodeJS.ProcessEnv) => ReturnType<typeof startServer>;
 
 const project = join(import.meta.dirname, '..');
+const file = join(project, 'server.ts');
 const TOKEN = { MCP_TOKEN: 'the-token' };
 const headers = { authorization: 'Bearer the-token' };
 
@@ -43,13 +44,6 @@ async function refuses(url: string, ...lines: string[]) {
     });
     demand(line.startsWith(`${statusCode}`), line.replace(' ', ' must answer '), statusCode);
   }
-}
-
-/** Runs a command, and returns what it prints. */
-export async function outputOf(command: string, cwd = project) {
-  const env = { ...process.env, NODE_OPTIONS: CHILD, NODE_TEST_CONTEXT: undefined };
-  const { stdout } = await promisify(exec)(command, { cwd, env }).catch((error) => error);
-  return stdout;
 }
 
 async function typeCheck() {
@@ -104,14 +98,11 @@ export const FAULTS: Record<string, Edit[]> = {
   ],
 };
 
-/** Tells that a fault was put in: repaired, server.ts may be as it was. */
-const PLACED = join(project, 'node_modules/.exercise');
-
 /** Puts a fault into server.ts, and says what two clients see. */
 async function placeFault(name: string, edits: Edit[]) {
-  const file = join(project, 'server.ts');
-  writeFileSync(file, edit(readFileSync(file, 'utf8'), edits));
-  writeFileSync(PLACED, name);
+  const changed = edit(readFileSync(file, 'utf8'), edits);
+  // The last line tells that a fault was put in: repaired, the others may be as they were.
+  writeFileSync(file, `${changed}// Exercise ${name}\n`);
   const { url } = await startServer({});
   for (const who of ['first', 'second']) {
     const { answer } = callTool(`${url}/sse`, 'show_system_info');
@@ -120,32 +111,37 @@ async function placeFault(name: string, edits: Edit[]) {
   return 'server.ts has a fault now: repair it, and run `npm run exercise 3`.';
 }
 
-/** Runs the suite Sessions in a folder, and returns the names of the tests that fail. */
-export async function findFailing(folder: string) {
-  const command =
-    'node --test-force-exit --test-reporter=tap --test-name-pattern="^Sessions" server.test.ts';
+/** Runs suites of server.test.ts in a folder, and returns the names of the tests that fail. */
+export async function findFailing(folder: string, suites: string) {
+  const command = `node --test-force-exit --test-reporter=tap --test-name-pattern="${suites}" server.test.ts`;
   const output = await outputOf(command, folder);
   const names = [...output.matchAll(/^ +not ok \d+ - (.+)$/gm)].map(([, name]) => name);
   return /^# pass [1-9]/m.test(output) ? names : ['none could be run', ...names];
 }
 
-async function suiteSessions() {
-  const names = await findFailing(project);
-  demand(!names[0], 'All tests of the suite Sessions must pass, and some fail', names);
+async function suites() {
+  const names = await findFailing(project, '^(Sessions|Requests|The tool)');
+  demand(!names[0], 'All tests of Sessions, Requests and The tool must pass, and some fail', names);
 }
 
-/** On this clock, an hour passes in a second: the doctor meets what a timer does much later. */
+/** On this clock, 8 hours pass in a second: the doctor meets what a timer does much later. */
 const CLOCK = `--import=data:text/javascript,${encodeURIComponent(`
 import { syncBuiltinESMExports } from 'node:module';
 import timers from 'node:timers';
 import promises from 'node:timers/promises';
+const factor = 28800;
 const { now } = Date;
 const start = now();
-Date.now = () => start + (now() - start) * 3600;
+Date.now = () => start + (now() - start) * factor;
+globalThis.Date = new Proxy(Date, {
+  construct: (Real, given) => new Real(...(given.length ? given : [Date.now()])),
+});
+const { timeout } = AbortSignal;
+AbortSignal.timeout = (delay) => timeout.call(AbortSignal, Math.ceil(delay / factor));
 for (const [place, position] of [[globalThis, 1], [timers, 1], [promises, 0]]) {
   for (const name of ['setTimeout', 'setInterval']) {
     const slow = place[name];
-    const fast = (...given) => slow(...given.with(position, given[position] / 3600));
+    const fast = (...given) => slow(...given.with(position, given[position] / factor));
     place[name] = Object.defineProperties(fast, Object.getOwnPropertyDescriptors(slow));
   }
 }
@@ -157,9 +153,19 @@ export async function doctor(start: Start, pause = 1000) {
   const { findings } = await examine(`${url}/sse`, { pause, watch: 3000 });
   demand(
     !findings[0],
-    'The doctor must find nothing, while an hour of the server passes in a second',
+    'The doctor must find nothing, while a day of the server passes: does a timer end sessions?',
     findings,
   );
+}
+
+/** A session must not come back, long after its client has left. */
+async function staysEnded(start: Start) {
+  const { url } = await start({});
+  const { endpoint, leave } = await openStream(url);
+  leave();
+  await sleep(2000);
+  const { status } = await fetch(endpoint, { method: 'POST' });
+  demand(status === 404, 'Two seconds after its stream has ended, a POST must get 404', status);
 }
 
 // ---- Exercise 4: make sessions visible ---------------------------------------------------------
@@ -171,7 +177,7 @@ export async function healthz(start: Start) {
     let health: any;
     const isSaid = await until(async () => {
       const answer = await fetch(`${url}/healthz`);
-      health = await answer.json().catch(() => answer.status);
+      health = await answer.json().catch(() => `${answer.status}, and no JSON`);
       return answer.status === 200 && isDeepStrictEqual({ ...health, ...wanted }, health);
     }, patience.ms);
     demand(isSaid, `${when}: GET /healthz must say ${JSON.stringify(wanted)}`, health);
@@ -182,25 +188,27 @@ export async function healthz(start: Start) {
     url,
     '403 GET /healthz host evil.example',
     '403 GET /healthz origin https://evil.example',
-    '403 GET /sse host evil.example',
-    '401 GET /sse authorization none',
+    '401 GET /sse?/healthz authorization none',
     '404 POST /messages?sessionId=1 accept */*',
   );
   await healthIs('Requests were refused', { sessions: 0, started: 0, longestMs: 0 });
+  const first = await openStream(url, headers);
+  first.leave();
+  await healthIs('One stream has ended', { sessions: 0, started: 1 });
   const startedAt = Date.now();
   const long = await openStream(url, headers);
   await sleep(2000);
   const short = await openStream(url, headers);
-  await healthIs('Two streams are open', { sessions: 2, started: 2, longestMs: 0 });
+  await healthIs('Two more are open', { sessions: 2, started: 3 });
   long.leave();
-  const longest = await healthIs('The first has ended', { sessions: 1, started: 2 });
+  const longest = await healthIs('The longer has ended', { sessions: 1, started: 3 });
   demand(
     longest > 1900 && longest <= Date.now() - startedAt,
     'longestMs must be some 2000',
     longest,
   );
   short.leave();
-  const kept = await healthIs('Both have ended', { sessions: 0, started: 2 });
+  const kept = await healthIs('All have ended', { sessions: 0, started: 3 });
   demand(kept === longest, `A shorter session must leave longestMs at ${longest}`, kept);
   demand(
     !output.text.includes('Error handling request'),
@@ -216,8 +224,8 @@ const XML = '<response status="success"><result/></response>';
 
 /** Calls a tool as a client of its own, and waits until the firewall is asked. */
 async function call(url: string, calls: FirewallCall[], name = 'show_system_info') {
-  const { answer, leave } = callTool(url, name, headers);
-  const seen = await Promise.race([answer, until(() => calls[0], patience.ms)]);
+  const client = callTool(url, name, headers);
+  const seen = await Promise.race([client.answer, until(() => calls[0], patience.ms)]);
   const asked = calls.shift();
   demand(asked, `A call of ${name} at ${url} must reach the firewall`, seen);
   const { cmd, res } = asked;
@@ -226,18 +234,18 @@ async function call(url: string, calls: FirewallCall[], name = 'show_system_info
     cmd,
     async returns() {
       res.end(XML);
-      const content = await answer;
+      const content = await client.answer;
       demand(
         isDeepStrictEqual(content, [{ type: 'text', text: XML }]),
         `A call at ${url} must return ${XML}, also while others wait`,
         content,
       );
     },
-    async endsToo() {
-      await leave();
+    async endsToo(how: 'leave' | 'cancel') {
+      await client[how]();
       demand(
         await until(() => res.destroyed, patience.ms),
-        'When a client leaves, its call must end too',
+        `When a client ${how}s, its call must end too`,
         'the firewall works on',
       );
     },
@@ -247,12 +255,16 @@ async function call(url: string, calls: FirewallCall[], name = 'show_system_info
 export async function showInterfaces(start: Start) {
   const { calls, env } = await startFirewall();
   const url = `${(await start(env)).url}/sse`;
-  const { cmd, returns } = await call(url, calls, 'show_interfaces');
-  const isRight = /^\s*<show>\s*<interface>\s*all\s*<\/interface>\s*<\/show>\s*$/.test(cmd);
-  demand(isRight, 'show_interfaces must ask for <show><interface>all</interface></show>', cmd);
-  await returns();
-  await (await call(url, calls)).returns();
-  await (await call(url, calls, 'show_interfaces')).endsToo();
+  const show = () => call(url, calls, 'show_interfaces');
+  const [one, two, three] = [await show(), await show(), await show()];
+  demand(
+    /^\s*<show>\s*<interface>\s*all\s*<\/interface>\s*<\/show>\s*$/.test(one.cmd),
+    'show_interfaces must ask for <show><interface>all</interface></show>',
+    one.cmd,
+  );
+  await one.endsToo('cancel');
+  await two.endsToo('leave');
+  await three.returns();
 }
 
 export async function mcp(start: Start) {
@@ -267,36 +279,33 @@ export async function mcp(start: Start) {
   const waiting = [];
   for (const path of ['/mcp', '/mcp', '/sse']) waiting.push(await call(url + path, calls));
   for (const { returns } of waiting) await returns();
-  await (await call(`${url}/mcp`, calls)).endsToo();
+  await (await call(`${url}/mcp`, calls)).endsToo('leave');
 }
 
 // ---- The command -------------------------------------------------------------------------------
 
 const CHECKS: Record<string, ((start: Start) => Promise<void>)[]> = {
-  '3': [suiteSessions, doctor],
+  '3': [doctor, staysEnded],
   '4': [healthz],
   '5': [showInterfaces],
   '7': [mcp],
 };
 
 async function runExercise(name: string) {
-  const list = 'There is a check for 3, 4, 5 and 7, and a fault in 3a to 3d';
-  if (!name) return `${list}: npm run exercise 3a`;
   if (FAULTS[name]) return placeFault(name, FAULTS[name]);
   const checks = CHECKS[name];
-  demand(checks, `There is nothing to check or to put in for ${name}`, list);
+  demand(checks, 'There is a check for 3, 4, 5 and 7, and a fault in 3a to 3d', name || 'no name');
   demand(
-    name !== '3' || existsSync(PLACED),
+    name !== '3' || readFileSync(file, 'utf8').includes('// Exercise 3'),
     'Begin with `npm run exercise 3a`',
     'server.ts as it was, with no fault put in',
   );
-  for (const check of [typeCheck, ...checks]) {
+  for (const check of [typeCheck, suites, ...checks]) {
     // Each has a minute of its own, because a busy machine is no mistake.
     const limit = sleep(60_000, check.name, { ref: false });
     const late = await Promise.race([check(startServer), limit]);
     if (late) throw new Error(`${late} is not over after 60 s: is the machine busy?`);
   }
-  if (name === '3') rmSync(PLACED);
   return `✔ Exercise ${name} is done.`;
 }
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT-0
 /** What the exercises and the tests of this folder need of a server, a client and a firewall. */
-import { spawn } from 'node:child_process';
+import { exec, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { text } from 'node:stream/consumers';
+import { promisify } from 'node:util';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
 import { SSEClientTransport } from '@modelcontextprotocol/sdk/client/sse.js';
 import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
@@ -44,6 +45,13 @@ export class Transcript {
 export const CHILD = `--import=tsx --import=data:text/javascript,${encodeURIComponent(
   'process.stdin.on("end", () => process.exit()).resume().unref()',
 )}`;
+
+/** Runs a command, and returns what it prints. */
+export async function outputOf(command: string, cwd = join(import.meta.dirname, '..')) {
+  const env = { ...process.env, NODE_OPTIONS: CHILD, NODE_TEST_CONTEXT: undefined };
+  const { stdout } = await promisify(exec)(command, { cwd, env }).catch((error) => error);
+  return stdout;
+}
 
 /** Starts a server.ts with these settings, and returns its URL and what it prints. */
 export async function startServer(env: NodeJS.ProcessEnv, folder = '..') {
@@ -83,14 +91,16 @@ export function callTool(url: string, name: string, headers = {}) {
   const client = new Client({ name: 'client', version: '1.0.0' });
   const leave = () => client.close();
   cleanups.push(leave);
+  const controller = new AbortController();
+  const { signal } = controller;
   const Kind = url.endsWith('/sse') ? SSEClientTransport : StreamableHTTPClientTransport;
   const transport = new Kind(new URL(url), { requestInit: { headers } });
   const answer = client
     .connect(transport)
-    .then(() => client.callTool({ name }, undefined, { timeout: patience.ms }))
+    .then(() => client.callTool({ name }, undefined, { timeout: patience.ms, signal }))
     .then(({ content }) => content)
     .catch(({ message }: Error) => message);
-  return { answer, leave };
+  return { answer, leave, cancel: () => controller.abort() };
 }
 
 export type FirewallCall = { cmd: string; res: http.ServerResponse };

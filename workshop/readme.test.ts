@@ -5,8 +5,7 @@ import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, describe, test } from 'node:test';
 import { readSettings } from '../server.ts';
-import { outputOf } from './exercises.ts';
-import { cleanUp, openStream, startServer } from './helpers.ts';
+import { cleanUp, openStream, outputOf, startServer } from './helpers.ts';
 
 const project = join(import.meta.dirname, '..');
 const fileText = (name: string) => readFileSync(join(project, name), 'utf8');
