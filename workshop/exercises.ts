@@ -188,6 +188,7 @@ export async function healthz(start: Start) {
     url,
     '403 GET /healthz host evil.example',
     '403 GET /healthz origin https://evil.example',
+    '401 GET /sse authorization none',
     '401 GET /sse?/healthz authorization none',
     '404 POST /messages?sessionId=1 accept */*',
   );
