@@ -5,7 +5,8 @@
  * The suites are in the order of server.ts. Whoever replaces the tool replaces the suite
  * `The tool and its firewall`, which is the last one, and keeps the others as they are.
  *
- * Run one suite with `node --import tsx --test-name-pattern=Sessions server.test.ts`.
+ * Run one suite with
+ * `node --test-force-exit --import tsx --test-name-pattern=Sessions server.test.ts`.
  */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -121,7 +122,7 @@ async function open(url: string, path = '/sse', headers = {}) {
   assert.equal(res.statusCode, 200);
   const stream = new Transcript();
   res.setEncoding('utf8').on('data', (chunk: string) => stream.add(chunk));
-  res.on('error', () => undefined).on('close', () => stream.add('\n[closed]'));
+  res.on('error', () => undefined).on('end', () => stream.add('\n[ended]'));
   const [, endpoint = '', id = ''] = await stream.match(/^event: endpoint\ndata: (.*=(.*))\n\n/);
   const postHere = (number = 1) => post(url + endpoint, headers, number);
   /** Posts a ping, and waits for its reply. */
@@ -222,7 +223,7 @@ describe('Sessions', SUITE, () => {
     const getServer = () => connectingServer(() => Promise.reject(new Error('no connection')));
     const { url, events } = await serve({ getServer });
     const session = await open(url);
-    await session.stream.match(/\[closed\]/);
+    await session.stream.match(/\[ended\]/);
     assert.equal(await session.post(), 404);
     assert.equal(events.text, 'closed\n');
   });
@@ -243,7 +244,7 @@ describe('Sessions', SUITE, () => {
     const { url, closeSessions, events } = await serve();
     const { stream } = await open(url);
     await closeSessions();
-    await stream.match(/\[closed\]/);
+    await stream.match(/\[ended\]/);
     await events.match(/^end/m);
   });
 });
@@ -401,7 +402,7 @@ describe('Start', SUITE, () => {
   });
 
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-    test(`${signal}, also twice, ends sessions, then what stays, and the process`, async () => {
+    test(`${signal}, also twice, ends the sessions, then half-sent requests, then the process`, async () => {
       const { child, output, address } = runServer();
       const url = await address();
       const socket = net.connect(Number(new URL(url).port), '127.0.0.1');
@@ -409,8 +410,8 @@ describe('Start', SUITE, () => {
       const { stream } = await open(url);
       await output.match(/ started /);
       child.kill(signal);
+      await stream.match(/\[ended\]/);
       child.kill(signal);
-      await stream.match(/\[closed\]/);
       await output.match(/ ended after \d+ ms\n\[ended with 0\]$/);
     });
   }

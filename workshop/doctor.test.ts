@@ -55,7 +55,7 @@ class Healthy {
 
   open({ res }: Call): unknown {
     this.gets += 1;
-    const id = randomUUID();
+    const id = randomUUID().slice(24);
     this.streams.set(id, res);
     res.writeHead(200, { 'content-type': 'text/event-stream' });
     this.write(res, 'endpoint', this.endpoint(id));
@@ -87,7 +87,7 @@ class Healthy {
   }
 
   /** What happens when the doctor says that it watches. */
-  rest() {}
+  whileWatched() {}
 
   async take(call: Call, stream: Response) {
     const message = messageIn(await text(call.req));
@@ -159,7 +159,7 @@ const FAULTS: Record<string, Fault[]> = {
   'server-error': [{ handle: answer(500, 'Error creating server') }],
   redirected: [{ handle: answer(307, '', { location: 'http://elsewhere.example/sse' }) }],
   limited: [{ handle: answer(429) }, limiting(answer(429)), limiting(answer(503))],
-  buffered: [{ write() {}, beat() {}, options: { patience: 1_000 } }],
+  buffered: [{ write() {}, beat() {}, options: { patienceMs: 1_000 } }],
   'other-origin': [{ endpoint: (id) => `http://mcp.internal/mcp/messages?sessionId=${id}` }],
   'post-refused': [refusing(403), refusing(419, 'Page Expired')],
   'endpoint-not-served': [{ endpoint: (id) => `/mcp/message?sessionId=${id}` }],
@@ -202,7 +202,7 @@ const FAULTS: Record<string, Fault[]> = {
       },
     },
   ],
-  'reply-lost': [{ send() {}, options: { reply: 2_000 } }],
+  'reply-lost': [{ send() {}, options: { replyMs: 2_000 } }],
   'wrong-event-name': [{ send: (stream, reply) => write(stream, 'reply', reply) }],
   'heartbeat-as-data': [{ beat: (stream) => stream.write('data: ping\n\n') }],
   'killed-by-bad-message': [
@@ -216,13 +216,13 @@ const FAULTS: Record<string, Fault[]> = {
   died: [{ reject: die }, { remove: die }, limiting(die)],
   'cut-off': [
     {
-      rest() {
+      whileWatched() {
         setTimeout(() => this.server.closeAllConnections(), 200);
       },
-      options: { watch: 10_000 },
+      options: { watchMs: 10_000 },
     },
   ],
-  'silent-stream': [{ beat() {}, options: { watch: 2_000 } }],
+  'silent-stream': [{ beat() {}, options: { watchMs: 2_000 } }],
   'not-before-initialize': [
     {
       reply(method, id) {
@@ -267,22 +267,22 @@ async function serve(fault: Fault) {
   return made;
 }
 
-/** Waits are short; limits are wide, since only a fault reaches them. */
 async function expectFindings(fault: Fault, expected: string[]) {
   const made = await serve(fault);
   let told = '';
   const print = (line: string) => {
     told += `${line}\n`;
-    if (line.startsWith('…')) made.rest();
+    if (line.startsWith('…')) made.whileWatched();
   };
-  const options = { pause: 100, watch: 200, print, ...made.options };
+  // Waits are short; limits are wide, since only a fault reaches them.
+  const options = { pauseMs: 100, watchMs: 200, print, ...made.options };
   const { findings } = await examine(`${made.origin}/mcp/sse`, options);
   assert.deepEqual(
     findings.map(({ name }) => name),
     expected,
     told,
   );
-  assert.doesNotMatch(told, /[\da-f]{8}-[\da-f]{4}/, 'a whole session id is shown');
+  assert.doesNotMatch(told, /[\da-f]{12}/, 'a whole session id is shown');
   assert.ok(made.requests <= 80, `${made.requests} requests`);
   return told;
 }

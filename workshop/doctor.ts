@@ -8,8 +8,7 @@
  * what each check is made of.
  */
 import { randomInt } from 'node:crypto';
-import { existsSync, readFileSync } from 'node:fs';
-import { resolve } from 'node:path';
+import { existsSync, readFileSync, realpathSync } from 'node:fs';
 import { dirname } from 'node:path/posix';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
@@ -40,16 +39,23 @@ const BAD_MESSAGES = [
   ['JSON that is no message', '{}'],
   ['another content type', '{"jsonrpc":"2.0","id":0,"method":"ping"}', 'text/plain'],
 ];
-/** A session id is in a parameter of that name, or else in the last part that has digits. */
-const ID = /(?<=[?&]\w*(session|id)\w*=)[^&]+|[^/?&=]*\d[^/?&=]*(?=\D*$)/i;
+/**
+ * A session id is in a parameter whose name has `session` in it, else in one whose name ends in
+ * `id`, else in the last part that has digits.
+ */
+const ID =
+  /(?<=[?&]\w*session\w*=)[^&]+|(?<=^(?!.*session\w*=).*[?&]\w*id=)[^&]+|[^/?&=]*\d[^/?&=]*(?=\D*$)/i;
 
 /** Signs in `METHOD STATUS text` of an answer, and their names. The first that fits decides. */
 const SIGNS: [RegExp, string][] = [
-  [/stream is not readable|encoding should not be set|\[object Object\]/, 'body-already-read'],
+  [
+    /^POST.*(stream is not readable|encoding should not be set|\[object Object\]|Unexpected token o )/s,
+    'body-already-read',
+  ],
   [/already (connected|started)/i, 'shared-server'],
   [/^\w+ 429|too many|(rate|session|connection)s? limit|max\w* (session|conn|client)/i, 'limited'],
   [
-    /^\w+ (401|(200|400|403) \{.*(unauthori|token|api.?key|credential|authentication))/i,
+    /^\w+ (401|(200 \{.*"error|40[03] \{)(?!.*(csrf|unexpected token)).*(unauthori|token|api.?key|credential|authentication))/i,
     'unauthorized',
   ],
   [
@@ -126,13 +132,13 @@ class Examination {
   headers: Record<string, string> = {};
   print: (line: string) => void = ignore;
   /** How many milliseconds a stream's head may take, and again its first event. */
-  patience = 15_000;
+  patienceMs = 15_000;
   /** How many milliseconds a POST may take, and again the reply on the stream. */
-  reply = 10_000;
+  replyMs = 10_000;
   /** How many milliseconds "a moment later" means. */
-  pause = 1_000;
+  pauseMs = 1_000;
   /** How many milliseconds an open stream is watched. */
-  watch = 40_000;
+  watchMs = 40_000;
   /** Tokens and session ids, which are not shown. */
   secrets: string[];
   /** The streams of the check that is running. */
@@ -157,7 +163,9 @@ class Examination {
   constructor(url: string, options: Options) {
     Object.assign(this, options);
     this.url = new URL(url);
-    this.secrets = Object.values(this.headers).join(' ').split(' ');
+    this.secrets = Object.values(this.headers)
+      .join(' ')
+      .split(/[^\w.~+/-]+/);
   }
 
   // ---- From signs to names ---------------------------------------------------------------------
@@ -183,7 +191,7 @@ class Examination {
 
   /** An answer without what differs from one to the next: ids, numbers and paths. */
   plain({ status, text }: Exchange) {
-    return status + withoutPaths(this.hide(text));
+    return status + withoutPaths(text);
   }
 
   /** Why a request got no stream, or no answer at all. */
@@ -213,8 +221,8 @@ class Examination {
     if (answer.isMcp) return 'streamable-http';
     if (answer.name === 'unauthorized') return 'unauthorized';
     if (status && !isStream) return name;
-    const isAnswering = isStream || answer.status || (await this.get('/')).status;
-    return isAnswering ? 'buffered' : 'unreachable';
+    if (isStream || answer.status || (await this.get('/')).status) return 'buffered';
+    return 'unreachable';
   }
 
   async findBeside() {
@@ -231,7 +239,7 @@ class Examination {
   async isDead() {
     const isRefused = async () => (await this.get('/')).code === 'ECONNREFUSED';
     if (!this.hasAnswered || !(await isRefused())) return false;
-    await sleep(this.pause);
+    await sleep(this.pauseMs);
     return isRefused();
   }
 
@@ -239,7 +247,7 @@ class Examination {
     const age = stream.endedAt - stream.openedAt;
     const seen = `the stream ended by itself after ${age} ms`;
     if (await this.isDead()) return new Finding('died', `after ${this.deed}, ${seen}`);
-    return new Finding(age < 1.5 * this.pause ? 'removed-early' : 'cut-off', seen);
+    return new Finding(age < 1.5 * this.pauseMs ? 'removed-early' : 'cut-off', seen);
   }
 
   // ---- Sessions and messages -------------------------------------------------------------------
@@ -247,7 +255,7 @@ class Examination {
   /** Opens a stream and waits for its `endpoint` event. */
   async open() {
     const stream = await this.send('GET', this.url, 'a new stream');
-    await until(() => stream.madeUp || stream.endedAt || !stream.isStream, this.patience);
+    await until(() => stream.madeUp || stream.endedAt || !stream.isStream, this.patienceMs);
     if (!stream.madeUp) throw await this.explain(stream);
     return stream;
   }
@@ -264,7 +272,7 @@ class Examination {
   async tryOn(stream: Exchange, method: string) {
     const id = randomInt(1e9);
     const answer = await this.post(stream.endpoint, message(method, id));
-    if (answer.isAccepted) await until(() => this.replies.has(id) || stream.endedAt, this.reply);
+    if (answer.isAccepted) await until(() => this.replies.has(id) || stream.endedAt, this.replyMs);
     const reply = this.replies.get(id);
     if (reply?.stream === stream) {
       answer.reply = reply;
@@ -292,7 +300,8 @@ class Examination {
     if (event === 'endpoint' && !stream.madeUp) return this.takeEndpoint(stream, data);
     const heard = messageIn(data);
     if (!heard) {
-      if (event === 'message') this.strange = new Finding('heartbeat-as-data', quote(data));
+      if (event === 'message')
+        this.strange = new Finding('heartbeat-as-data', quote(this.hide(data)));
       return;
     }
     const { id, method } = heard;
@@ -331,7 +340,7 @@ class Examination {
     const stream = new Exchange(method, url);
     const { controller } = stream;
     const giveUp = () => controller.abort({ code: TIMEOUT, message: 'it takes too long' });
-    const timer = setTimeout(giveUp, method === 'GET' ? this.patience : this.reply);
+    const timer = setTimeout(giveUp, method === 'GET' ? this.patienceMs : this.replyMs);
     this.streams.push(stream);
     try {
       const response = await this.follow(stream, { ...init, method, signal: controller.signal });
@@ -389,17 +398,19 @@ class Examination {
     } catch {
       // A body that breaks off has ended, too.
     }
+    // Before anything cuts the text: a part of a secret would not be known.
+    answer.text = this.hide(answer.text);
     answer.endedAt = Date.now();
   }
 
   async closeStreams() {
     // The server needs time to see that a stream has come, and that it has gone.
-    await sleep(this.pause / 10);
+    await sleep(this.pauseMs / 10);
     for (const { controller, isStream, endedAt } of this.streams.splice(0)) {
       if (isStream && !endedAt) this.deed = 'a stream that was closed';
       controller.abort();
     }
-    await sleep(this.pause / 10);
+    await sleep(this.pauseMs / 10);
   }
 
   /** Hides tokens and session ids, and whatever else looks like one. */
@@ -459,8 +470,8 @@ export async function until<T>(ask: () => T, limit: number) {
 
 /** A text in one short line without control characters. */
 function quote(text: string) {
-  const line = text.replace(/[\p{C}\s]+/gu, ' ').trim();
-  return `"${line.slice(0, 100)}"`;
+  const line = text.replace(/[\p{C}\s]+/gu, ' ');
+  return `"${line.trim().slice(0, 100)}"`;
 }
 
 // ---- Checks ------------------------------------------------------------------------------------
@@ -520,7 +531,7 @@ const CHECKS: Record<string, Check> = {
       let row = '';
       // With a round robin of eight processes, one of nine POSTs reaches the right one.
       while (row.length < (refusal ? 10 : 5)) {
-        if (row.length === 3) await sleep(look.pause);
+        if (row.length === 3) await sleep(look.pauseMs);
         const isStarted = row.includes('+');
         const answer = await look.tryOn(stream, isStarted ? 'ping' : 'initialize');
         row += answer.isAccepted ? '+' : '-';
@@ -542,8 +553,8 @@ const CHECKS: Record<string, Check> = {
     if (!/^http:\/\/(localhost|127\.[\d.]+|\[::1\])[:/]/.test(look.url.href)) return;
     const headers = { ...look.headers, host: 'rebinding.example' };
     // fetch() sends the URL's own Host, whatever it is told.
-    const signal = AbortSignal.timeout(look.patience);
-    const response = await request(look.url, { headers, signal }).catch(ignore);
+    const options = { headers, headersTimeout: look.patienceMs };
+    const response = await request(look.url, options).catch(ignore);
     response?.body.on('error', ignore).destroy();
     const status = response?.statusCode ?? 0;
     if (status === 200) throw new Finding('any-host-accepted', 'GET gets 200');
@@ -552,14 +563,15 @@ const CHECKS: Record<string, Check> = {
 
   async 'the stream stays open'(look) {
     const stream = await (look.hasSession ? look.start() : look.open());
-    const { watch } = look;
-    const time = `for ${watch / 1_000} s`;
+    const { watchMs } = look;
+    const time = `for ${watchMs / 1_000} s`;
     look.print(`… an open stream is watched ${time}`);
     const start = Date.now();
-    await until(() => stream.endedAt, watch);
+    await until(() => stream.endedAt, watchMs);
     if (stream.endedAt) throw await look.endOf(stream);
-    // A shorter watch says nothing about silence: many servers write once in 15 s.
-    const isSilent = watch >= 20 * look.pause && stream.lastByteAt < start + 0.1 * watch;
+    // Under 20 s, silence says nothing: many servers write once in 15 s. What comes at the
+    // beginning is no keep-alive.
+    const isSilent = watchMs >= 20 * look.pauseMs && stream.lastByteAt < start + 0.1 * watchMs;
     if (look.hasSession) await look.call(stream, 'ping');
     if (isSilent) throw new Finding('silent-stream', `${time}, and no byte came`);
     return time;
@@ -581,7 +593,10 @@ const SESSION_CHECKS: typeof CHECKS = {
     await look.closeStreams();
     const later = await look.call(await look.start(), 'tools/list');
     if (!later.result) return;
-    throw new Finding('not-before-initialize', `tools/list gets ${quote(JSON.stringify(error))}`);
+    throw new Finding(
+      'not-before-initialize',
+      `tools/list gets ${quote(look.hide(JSON.stringify(error)))}`,
+    );
   },
 
   async 'two sessions stay apart'(look) {
@@ -603,7 +618,7 @@ const SESSION_CHECKS: typeof CHECKS = {
     if (!look.unknown) return;
     const { controller, endpoint } = await look.start();
     controller.abort();
-    await sleep(look.pause);
+    await sleep(look.pauseMs);
     const answer = await look.post(endpoint, message('ping'), 'a POST to an ended session');
     const seen = `after the end of its stream, it gets ${answer.told}`;
     if (answer.isAccepted) throw new Finding('ended-id-accepted', seen);
@@ -616,7 +631,7 @@ const SESSION_CHECKS: typeof CHECKS = {
     for (const [what, body, type] of BAD_MESSAGES) {
       const answer = await look.post(stream.endpoint, body, what, type);
       await look.call(stream, 'ping').catch((error: Finding) => {
-        if (error.name === 'died') throw error;
+        if (FINAL.includes(error.name)) throw error;
         throw new Finding(
           'killed-by-bad-message',
           `after ${what} (${answer.told}), ${error.message}`,
@@ -639,7 +654,10 @@ export async function examine(url: string, options: Options) {
   const { print } = look;
   const findings: { name: string; kind: string; seen: string }[] = [];
   for (const [title, check] of Object.entries({ ...CHECKS, ...SESSION_CHECKS })) {
-    if (title in SESSION_CHECKS && !look.hasSession) continue;
+    if (title in SESSION_CHECKS && !look.hasSession) {
+      print('The rest was not checked.');
+      break;
+    }
     const outcome = await prove(look, check);
     if (!outcome) continue;
     const seen = look.hide(`${title}: ${outcome instanceof Finding ? outcome.message : outcome}`);
@@ -680,7 +698,7 @@ async function prove(look: Examination, check: Check) {
   const outcome = await attempt();
   if (!(outcome instanceof Finding) || [...FINAL, 'silent-stream'].includes(outcome.name))
     return outcome;
-  await sleep(look.pause);
+  await sleep(look.pauseMs);
   return attempt();
 }
 
@@ -695,7 +713,7 @@ function adviceOn(name: string) {
 }
 
 const USAGE = `Usage: npm run doctor -- URL [--header "Name: value"] [--watch SECONDS] [--json]
-The doctor opens some twenty streams (three at a time at the most) and posts some sixty messages,
+The doctor opens up to twenty streams (three at a time at the most) and posts up to sixty messages,
 three of them bad ones, which come last. On a server with a fault, connected clients may suffer:
 use a test instance. It takes a minute, and --watch 2 gives a first look in 15 seconds.`;
 
@@ -743,17 +761,20 @@ function readCommand(args: string[]) {
     if (!URL.canParse(url)) return 'The URL must be one that can be opened: check host and port.';
     const { username, password } = new URL(url);
     if (username || password) return 'The URL must have no user and password: use --header.';
-    if (!(Number(watch) >= 0)) return '--watch must be a number of seconds.';
+    if (!/^[12]?\d?\d$/.test(watch)) return '--watch must be a number of seconds below 300.';
     const lines = header.map((line) => line.split(/:\s*(.*)/s, 2) as [string, string]);
     const headers = Object.fromEntries(new Headers(lines));
-    const print = json ? ignore : console.log;
-    return { url, json, options: { headers, watch: 1_000 * Number(watch), print } };
+    return {
+      url,
+      json,
+      options: { headers, watchMs: 1_000 * Number(watch), print: json ? ignore : console.log },
+    };
   } catch {
     return 'An option is wrong: there are --header "Name: value", --watch SECONDS and --json.';
   }
 }
 
-if (resolve(process.argv[1] ?? '') === import.meta.filename) {
+if (realpathSync(process.argv[1] ?? '.') === import.meta.filename) {
   process.stdout.on('error', () => process.exit()); // Such as in `npm run doctor … | head`.
   process.exitCode = await runDoctor(process.argv.slice(2));
 }

@@ -98,7 +98,6 @@ describe('The exercises', { concurrency: 6, timeout: 120_000 }, () => {
   before(() => {
     patience.ms = 4_000;
     mock.method(console, 'log', () => undefined);
-    mock.method(console, 'error', () => undefined);
   });
   after(async () => {
     await cleanUp();

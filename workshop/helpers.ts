@@ -35,7 +35,7 @@ export class Transcript {
   }
 
   async match(pattern: RegExp) {
-    const found = await until(() => pattern.exec(this.text), 60_000);
+    const found = await until(() => pattern.exec(this.text), 30_000);
     if (!found) throw new Error(`This has no ${pattern}: ${this.text || '(nothing)'}`);
     return found;
   }
@@ -92,12 +92,13 @@ export function callTool(url: string, name: string, headers = {}) {
   const leave = () => client.close();
   cleanups.push(leave);
   const controller = new AbortController();
-  const { signal } = controller;
   const Kind = url.endsWith('/sse') ? SSEClientTransport : StreamableHTTPClientTransport;
   const transport = new Kind(new URL(url), { requestInit: { headers } });
   const answer = client
     .connect(transport)
-    .then(() => client.callTool({ name }, undefined, { timeout: patience.ms, signal }))
+    .then(() =>
+      client.callTool({ name }, undefined, { timeout: patience.ms, signal: controller.signal }),
+    )
     .then(({ content }) => content)
     .catch(({ message }: Error) => message);
   return { answer, leave, cancel: () => controller.abort() };

@@ -10,7 +10,7 @@ import { cleanUp, openStream, outputOf, startServer } from './helpers.ts';
 const project = join(import.meta.dirname, '..');
 const fileText = (name: string) => readFileSync(join(project, name), 'utf8');
 
-/** Whether a text says what the page quotes from it, where `…` stands for anything. */
+/** Fails unless a text says what the page quotes from it, where `…` stands for anything. */
 function assertQuoted(quote: string, text: string) {
   const isThere = quote.split('…').every((part) => text.includes(part));
   assert.ok(isThere, `This is not said: ${quote}`);
