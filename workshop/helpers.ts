@@ -41,10 +41,14 @@ export class Transcript {
   }
 }
 
-/** With these, a child ends when this process does, even if that is killed: its input ends then. */
-export const CHILD = `--import=tsx --import=data:text/javascript,${encodeURIComponent(
-  'process.stdin.on("end", () => process.exit()).resume().unref()',
-)}`;
+/**
+ * With these, a child ends when this process does, even if that is killed: its input ends then.
+ * Children of its own must not read that input, so they get none of these.
+ */
+export const CHILD = `--import=data:text/javascript,${encodeURIComponent(`
+delete process.env.NODE_OPTIONS;
+process.stdin.on('end', () => process.exit()).resume().unref();
+`)} --import=tsx`;
 
 /** Runs a command, and returns what it prints. */
 export async function outputOf(command: string, cwd = join(import.meta.dirname, '..')) {
