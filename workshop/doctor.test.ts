@@ -193,7 +193,7 @@ const FAULTS: Record<string, Fault[]> = {
   'shared-server': [
     {
       send(_stream, reply) {
-        this.streams.forEach((stream) => this.write(stream, 'message', reply));
+        this.write([...this.streams.values()].pop()!, 'message', reply);
       },
     },
     {
