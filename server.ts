@@ -45,7 +45,7 @@ export function createMcpHandler(options: McpHandlerOptions) {
     const { sessionId } = transport;
     // Stored before connect() sends the id: the client may post as soon as it has read it.
     transports.set(sessionId, transport);
-    // Clients and proxies give up a stream that stays silent. A comment keeps it, and is skipped.
+    // Clients and proxies give up on a silent stream. A comment keeps it open, and is ignored.
     const keepAlive = setInterval(() => res.write(': keep-alive\n\n'), keepAliveMs);
     // The SDK calls this when the stream ends, whoever ended it.
     transport.onclose = () => {

@@ -298,7 +298,7 @@ async function runExercise(name: string) {
   );
   for (const check of [typeCheck, suites, ...checks]) {
     // Each has a minute of its own, because a busy machine is no mistake.
-    const limit = sleep(60_000, check.name, { ref: false });
+    const limit = sleep(60_000, check.name);
     const late = await Promise.race([check(startServer), limit]);
     if (late)
       throw new Error(
