@@ -8,7 +8,7 @@
  * what each check is made of.
  */
 import { randomInt } from 'node:crypto';
-import { existsSync, readFileSync, realpathSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { dirname } from 'node:path/posix';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
@@ -774,7 +774,7 @@ function readCommand(args: string[]) {
   }
 }
 
-if (realpathSync(process.argv[1] ?? '.') === import.meta.filename) {
+if (process.argv[1] === import.meta.filename) {
   process.stdout.on('error', () => process.exit()); // Such as in `npm run doctor … | head`.
   process.exitCode = await runDoctor(process.argv.slice(2));
 }
